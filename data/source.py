@@ -1,0 +1,28 @@
+"""What every set of captioned pictures looks like from outside."""
+
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Captioned pictures by position. Implemented by `ShapesSource` and `FolderSource`."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """Stable, unique name of a sample: names it in reports and decides its split."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, mode RGB, any size."""
+        ...
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Every caption of the picture; empty where it has none."""
+        ...
+
+    def split(self, index: int) -> str | None:
+        """"train", "val" or "test" where the source says so, else None: the datamodule then splits by the key."""
+        ...

@@ -1,0 +1,145 @@
+"""The public face of attention: checks its inputs, chooses an implementation, and never falls back silently.
+
+Legend: B batch, H heads, T sequence, S cached keys, N new queries, D head dim.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.patterns import Pattern, attention_mask
+from kernels.reference import attention_reference
+from kernels.structured import attention_structured
+
+Impl = Literal["auto", "triton", "structured", "reference"]
+IMPLS = ("auto", "triton", "structured", "reference")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    scale: float | None = None,
+    prefix_lengths: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Attention over a joint text and image sequence under `pattern`. Differentiable in q, k and v.
+
+    Under autocast q, k and v are taken to its dtype, as PyTorch's own scaled_dot_product_attention does.
+
+    Args:
+        q, k, v: (B, H, T, D) with T = pattern.seq_len, any strides, one dtype and one device.
+        pattern: the mask.
+        scale: factor on the scores; None: 1 / sqrt(D).
+        prefix_lengths: (B,) int32 or int64 in [0, text_len]: image queries of sample b see only its first n text keys
+            (text queries stay causal). None: all of them, as in the paper.
+        impl: "structured" (plain torch, sparse), "reference" (the explicit oracle) or "auto" (structured everywhere).
+
+    Returns:
+        (B, H, T, D) in the dtype of the (autocast) inputs.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other or the pattern, or an unknown impl.
+        NotImplementedError: impl="triton", of which there is no kernel here.
+    """
+    q, k, v = _autocast(q, k, v)
+    _check_qkv(q, k, v)
+    if not q.shape == k.shape == v.shape:
+        raise ValueError(f"q, k and v differ in shape: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if q.shape[2] != pattern.seq_len:
+        raise ValueError(
+            f"q, k and v hold {q.shape[2]} positions, the pattern {pattern.seq_len} "
+            f"({pattern.text_len} text + {pattern.height}x{pattern.width} image)"
+        )
+    _check_prefix_lengths(prefix_lengths, q, pattern)
+    return _implementation(impl)(q, k, v, pattern, scale=scale, prefix_lengths=prefix_lengths)
+
+
+def attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    position: int,
+    *,
+    scale: float | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    """The rows `position .. position + N - 1` of `attention`, against a cache of keys and values: one decoding step.
+
+    Args:
+        q: (B, H, N, D), the new queries, in order.
+        k, v: (B, H, S, D), the keys and values at sequence positions 0 .. S-1, position + N <= S <= pattern.seq_len.
+            What lies beyond the new positions is not attended to, but has to be finite (a zeroed static cache is).
+        position: sequence position of the first query.
+        scale, prefix_lengths: as for `attention`.
+
+    Returns:
+        (B, H, N, D).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit each other or the pattern.
+    """
+    q, k, v = _autocast(q, k, v)
+    _check_qkv(q, k, v)
+    end, cached = position + q.shape[2], k.shape[2]
+    if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
+        raise ValueError(f"q, k and v do not fit: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if not 0 <= position < end <= cached <= pattern.seq_len:
+        raise ValueError(
+            f"queries at positions {position}..{end - 1} against {cached} cached keys, "
+            f"expected 0 <= position and the last one < cached keys <= {pattern.seq_len} (the pattern's length)"
+        )
+    _check_prefix_lengths(prefix_lengths, q, pattern)
+    q_pos = torch.arange(position, end, device=q.device)
+    mask = attention_mask(pattern, q_pos, torch.arange(cached, device=q.device), prefix_lengths)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _implementation(impl: str):
+    if impl == "triton":
+        raise NotImplementedError(
+            "impl='triton': no Triton kernel has been written yet; use 'structured' (which 'auto' means) on any device"
+        )
+    if impl not in IMPLS:
+        raise ValueError(f"unknown impl {impl!r}, expected one of {', '.join(IMPLS)}")
+    return attention_reference if impl == "reference" else attention_structured
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    # float64 is left alone by autocast everywhere.
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (B, H, T, D)")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.dtype.is_floating_point:
+        raise ValueError(f"q, k and v are {q.dtype}, expected floating point")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v are on different devices: {q.device}, {k.device}, {v.device}")
+
+
+def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pattern) -> None:
+    if prefix_lengths is None:
+        return
+    if prefix_lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"prefix_lengths is {prefix_lengths.dtype}, expected int32 or int64")
+    if prefix_lengths.shape != q.shape[:1]:
+        raise ValueError(f"prefix_lengths has shape {tuple(prefix_lengths.shape)}, expected ({q.shape[0]},), one a sample")
+    if prefix_lengths.device != q.device:
+        raise ValueError(f"prefix_lengths is on {prefix_lengths.device}, q on {q.device}")
+    # Values on another device are not read back: waiting for it every layer would cost more than the check is worth.
+    if q.device.type == "cpu" and not ((prefix_lengths >= 0) & (prefix_lengths <= pattern.text_len)).all():
+        raise ValueError(f"prefix_lengths holds {prefix_lengths.tolist()}, expected 0..{pattern.text_len} (text_len)")

@@ -1,0 +1,40 @@
+"""The dVAE's residual block: four convolutions, ReLU before each, no normalisation (https://arxiv.org/abs/2102.12092, A.1)."""
+
+from collections import OrderedDict
+
+import torch.nn as nn
+from torch import Tensor
+
+
+def conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
+    """A size-preserving convolution with the paper's starting values: w ~ N(0, 1 / (n_in k^2)), b = 0."""
+    layer = nn.Conv2d(n_in, n_out, kernel, padding=(kernel - 1) // 2)
+    nn.init.normal_(layer.weight, std=(n_in * kernel**2) ** -0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Block(nn.Module):
+    """out = id_path(x) + post_gain * res_path(x): (B, n_in, H, W) -> (B, n_out, H, W).
+
+    Args:
+        n_in, n_out: widths; n_out is a multiple of 4, the hidden width is n_out / 4.
+        kernels: the four kernel sizes, (3, 3, 3, 1) in the encoder and (1, 3, 3, 3) in the decoder: the 1x1 convolution
+            stands on the side of the bottleneck.
+        post_gain: weight of the residual path.
+    """
+
+    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float) -> None:
+        super().__init__()
+        n_hid = n_out // 4
+        widths = (n_in, n_hid, n_hid, n_hid, n_out)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, kernel in enumerate(kernels):
+            layers[f"relu_{i + 1}"] = nn.ReLU()
+            layers[f"conv_{i + 1}"] = conv(widths[i], widths[i + 1], kernel)
+        self.id_path = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        self.res_path = nn.Sequential(layers)
+        self.post_gain = post_gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.id_path(x) + self.post_gain * self.res_path(x)

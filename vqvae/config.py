@@ -1,0 +1,75 @@
+"""Sizes of a discrete VAE, and the named ones."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteVAEConfig:
+    """What a discrete VAE is built from.
+
+    Attributes:
+        image_size: side of the pictures in pixels, a multiple of the downsample factor.
+        n_hid: width of the group at full resolution; it doubles from group to group. A multiple of 4.
+        n_init: width of the decoder's code embedding.
+        n_groups: resolutions; the downsample factor is 2^(n_groups - 1).
+        n_blk_per_group: residual blocks in each group.
+        codebook_size: number of codes, K.
+        quantizer: "gumbel" (the paper's) or "vq".
+        quantizer_options: further arguments of the chosen quantizer's class in quantizers.py.
+        post_gain: weight of each residual path; None is the paper's 1 / n_layers^2, n_layers = n_groups * n_blk_per_group.
+            Small networks that train for minutes want more (docs/log.md).
+    """
+
+    image_size: int = 256
+    n_hid: int = 256
+    n_init: int = 128
+    n_groups: int = 4
+    n_blk_per_group: int = 2
+    codebook_size: int = 8192
+    quantizer: str = "gumbel"
+    quantizer_options: Mapping[str, Any] = field(default_factory=dict)
+    post_gain: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "n_hid", "n_init", "n_groups", "n_blk_per_group"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.codebook_size < 2:
+            raise ValueError(f"codebook_size is {self.codebook_size}, expected at least 2")
+        if self.n_hid % 4:
+            raise ValueError(f"n_hid is {self.n_hid}, expected a multiple of 4 (a block's hidden width is a quarter)")
+        if self.image_size % self.downsample_factor:
+            raise ValueError(
+                f"image_size is {self.image_size}, expected a multiple of the downsample factor "
+                f"{self.downsample_factor} (n_groups = {self.n_groups})"
+            )
+
+    @property
+    def downsample_factor(self) -> int:
+        return 2 ** (self.n_groups - 1)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        side = self.image_size // self.downsample_factor
+        return side, side
+
+    @property
+    def residual_gain(self) -> float:
+        return self.post_gain if self.post_gain is not None else (self.n_groups * self.n_blk_per_group) ** -2
+
+
+PRESETS: dict[str, DiscreteVAEConfig] = {
+    "openai": DiscreteVAEConfig(),
+    "base": DiscreteVAEConfig(n_hid=128),
+    "small": DiscreteVAEConfig(image_size=128, n_hid=64, codebook_size=4096),
+    "tiny": DiscreteVAEConfig(image_size=64, n_hid=32, n_init=64, n_blk_per_group=1, codebook_size=1024),
+}
+
+
+def preset(name: str, **overrides: Any) -> DiscreteVAEConfig:
+    """A named configuration with some fields replaced. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown tokenizer preset {name!r}, expected one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **overrides)

@@ -1,0 +1,40 @@
+"""The dVAE's decoder: quantized codes -> parameters of the pixels' distribution. Mirror of encoder.py."""
+
+from collections import OrderedDict
+
+import torch.nn as nn
+from torch import Tensor
+
+from vqvae.blocks import Block, conv
+from vqvae.config import DiscreteVAEConfig
+
+KERNELS = (1, 3, 3, 3)
+
+
+def _group(n_in: int, n_out: int, config: DiscreteVAEConfig, upsample: bool) -> nn.Sequential:
+    blocks: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(config.n_blk_per_group):
+        blocks[f"block_{i + 1}"] = Block(n_in if i == 0 else n_out, n_out, KERNELS, config.residual_gain)
+    if upsample:
+        blocks["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
+    return nn.Sequential(blocks)
+
+
+class Decoder(nn.Module):
+    """z_q (B, n_in, h, w) -> (B, 6, h f, w f): mu in the first three maps, ln b in the last three.
+
+    Fed with one-hot codes the 1x1 input convolution is the embedding: its weight column k belongs to code k.
+    """
+
+    def __init__(self, config: DiscreteVAEConfig, n_in: int) -> None:
+        super().__init__()
+        widths = [config.n_hid * 2**g for g in reversed(range(config.n_groups))]
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=conv(n_in, config.n_init, 1))
+        for g, width in enumerate(widths):
+            n_group_in = config.n_init if g == 0 else widths[g - 1]
+            layers[f"group_{g + 1}"] = _group(n_group_in, width, config, upsample=g + 1 < config.n_groups)
+        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], 6, 1)))
+        self.blocks = nn.Sequential(layers)
+
+    def forward(self, z_q: Tensor) -> Tensor:
+        return self.blocks(z_q)

@@ -1,0 +1,61 @@
+"""Pure functions of the tokenizer's training: reconstruction, KL, codebook health.
+
+Legend: B batch, K codebook, h w token grid, H W pixels.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae.pixels import map_pixels
+
+
+def logit_laplace_nll(images: Tensor, mu: Tensor, ln_b: Tensor) -> Tensor:
+    """Negative log-likelihood of images under the logit-Laplace distribution, in nats per colour value.
+
+    f(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x)), x = phi(image) (https://arxiv.org/abs/2102.12092, eq. 2).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        mu: (B, 3, H, W), location in logit space.
+        ln_b: (B, 3, H, W), logarithm of the scale.
+
+    Returns:
+        (B, 3, H, W), float32.
+    """
+    x = map_pixels(images.float())
+    mu, ln_b = mu.float(), ln_b.float()
+    return (torch.logit(x) - mu).abs() * torch.exp(-ln_b) + ln_b + math.log(2) + torch.log(x) + torch.log1p(-x)
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL(softmax(logits) || uniform over K) of each grid position, in nats: (B, K, h, w) -> (B, h, w), in [0, ln K].
+
+    Taken from the raw logits: no Gumbel noise, no temperature.
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return (log_p.exp() * log_p).sum(dim=1) + math.log(logits.shape[1])
+
+
+class CodebookHealth(NamedTuple):
+    """How a codebook is used. `perplexity` is exp(entropy) of the code histogram, in [1, K]; `usage` in [0, 1]."""
+
+    perplexity: Tensor
+    codes_used: Tensor
+    usage: Tensor
+
+
+def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
+    """Histogram of the codes: indices of any shape -> (K,) int64."""
+    return torch.bincount(indices.flatten(), minlength=codebook_size)
+
+
+def codebook_health(counts: Tensor) -> CodebookHealth:
+    """Health of a codebook from its histogram (K,); an empty histogram has perplexity 1."""
+    p = counts.double() / counts.sum().clamp(min=1)
+    entropy = -torch.special.xlogy(p, p).sum()
+    used = (counts > 0).sum()
+    return CodebookHealth(entropy.exp().float(), used.float(), used.float() / counts.numel())

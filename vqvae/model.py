@@ -1,0 +1,87 @@
+"""DiscreteVAE: encoder + quantizer + decoder. images (B, 3, H, W) in [0, 1] <-> indices (B, h, w).
+
+The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at any size; the quantizer is chosen by config.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor
+
+from vqvae.config import DiscreteVAEConfig
+from vqvae.decoder import Decoder
+from vqvae.encoder import Encoder
+from vqvae.pixels import map_pixels, unmap_pixels
+from vqvae.quantizers import Quantized, build_quantizer
+
+
+class DiscreteVAEOutput(NamedTuple):
+    """mu, ln_b (B, 3, H, W): the pixels' logit-Laplace distribution; quantized: see quantizers.py."""
+
+    mu: Tensor
+    ln_b: Tensor
+    quantized: Quantized
+
+
+class DiscreteVAE(nn.Module, PyTorchModelHubMixin):
+    """Discrete VAE. `save_pretrained(folder)` and `from_pretrained(folder)` write and read safetensors + config.json."""
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.quantizer = build_quantizer(
+            config.quantizer, config.codebook_size, 3 * config.downsample_factor**2, config.quantizer_options
+        )
+        self.encoder = Encoder(config, self.quantizer.in_channels)
+        self.decoder = Decoder(config, self.quantizer.out_channels)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(h, w) for pictures of the configured size; other multiples of the downsample factor work too."""
+        return self.config.grid_size
+
+    def forward(self, images: Tensor) -> DiscreteVAEOutput:
+        """images (B, 3, H, W) in [0, 1]. Relaxed codes in training mode, hard ones in eval mode."""
+        quantized = self.quantizer(self.encode_vectors(images))
+        return DiscreteVAEOutput(*self.decode_codes(quantized.z_q), quantized)
+
+    def encode_vectors(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> z_e (B, quantizer.in_channels, h, w)."""
+        factor = self.config.downsample_factor
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {factor}"
+            )
+        return self.encoder(map_pixels(images))
+
+    def decode_codes(self, z_q: Tensor) -> tuple[Tensor, Tensor]:
+        """z_q (B, quantizer.out_channels, h, w) -> mu, ln_b, each (B, 3, H, W)."""
+        return tuple(self.decoder(z_q).chunk(2, dim=1))
+
+    @staticmethod
+    def reconstruction(mu: Tensor) -> Tensor:
+        """The picture shown for a distribution: phi^-1(sigmoid(mu)) in [0, 1]; the scale is ignored."""
+        return unmap_pixels(torch.sigmoid(mu.float()))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1] -> indices (B, h, w) int64."""
+        return self.quantizer.hard_indices(self.encode_vectors(images))
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor) -> Tensor:
+        """indices (B, h, w) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
+        if indices.ndim != 3 or indices.is_floating_point():
+            raise ValueError(f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, expected (B, h, w) int64")
+        if indices.numel() and not (0 <= indices.min() and indices.max() < self.codebook_size):
+            raise ValueError(
+                f"indices run from {int(indices.min())} to {int(indices.max())}, expected 0 to {self.codebook_size - 1}"
+            )
+        mu, _ = self.decode_codes(self.quantizer.indices_to_codes(indices))
+        return self.reconstruction(mu)
