@@ -3,6 +3,7 @@
 Legend: B batch, H heads, T sequence, S cached keys, N new queries, D head dim.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -100,7 +101,7 @@ def attention_step(
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def _implementation(impl: str):
+def _implementation(impl: str) -> Callable[..., Tensor]:
     if impl == "triton":
         raise NotImplementedError(
             "impl='triton': no Triton kernel has been written yet; use 'structured' (which 'auto' means) on any device"
@@ -137,7 +138,9 @@ def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pat
     if prefix_lengths.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"prefix_lengths is {prefix_lengths.dtype}, expected int32 or int64")
     if prefix_lengths.shape != q.shape[:1]:
-        raise ValueError(f"prefix_lengths has shape {tuple(prefix_lengths.shape)}, expected ({q.shape[0]},), one a sample")
+        raise ValueError(
+            f"prefix_lengths has shape {tuple(prefix_lengths.shape)}, expected ({q.shape[0]},), one a sample"
+        )
     if prefix_lengths.device != q.device:
         raise ValueError(f"prefix_lengths is on {prefix_lengths.device}, q on {q.device}")
     # Values on another device are not read back: waiting for it every layer would cost more than the check is worth.

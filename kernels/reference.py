@@ -1,6 +1,7 @@
 """Attention written out: the oracle that tests and benchmarks hold every other implementation against.
 
-softmax(scale * q k^T, over the keys the pattern allows) v, with the whole (T, T) score matrix in memory. Slow on purpose.
+softmax(scale * q k^T, over the keys the pattern allows) v, with the whole (T, T) score matrix in memory: slow on
+purpose.
 
 Legend: B batch, H heads, T sequence, D head dim.
 """
@@ -14,7 +15,13 @@ from kernels.patterns import Pattern, attention_mask
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, scale: float | None = None, prefix_lengths: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    scale: float | None = None,
+    prefix_lengths: Tensor | None = None,
 ) -> Tensor:
     """Masked attention, computed in float32, or in float64 where the inputs are.
 
@@ -31,6 +38,7 @@ def attention_reference(
     positions = torch.arange(pattern.seq_len, device=q.device)
     mask = attention_mask(pattern, positions, positions, prefix_lengths)  # (B or 1, 1, T, T)
 
-    scores = scale * q.to(compute_dtype) @ k.to(compute_dtype).transpose(-2, -1)  # (B, H, T, T)
-    weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
-    return (weights @ v.to(compute_dtype)).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = scale * q.to(compute_dtype) @ k.to(compute_dtype).transpose(-2, -1)  # (B, H, T, T)
+        weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        return (weights @ v.to(compute_dtype)).to(v.dtype)

@@ -1,6 +1,276 @@
-"""INTERIM version, being replaced: masked SDPA."""
+"""Sparse attention in plain torch: only the keys that a row, column or window needs, never a (T, T) tensor.
+
+The queries are cut into tiles, and each group of equal tiles is one call of PyTorch's fused attention on strided views:
+
+    text queries x text keys         causal
+    image queries x text keys        dense
+    image queries x image keys       row, conv: bands of whole grid rows against their own and the rows above (a window
+                                     that overlaps the next band's); column: each column against itself
+
+Image queries thus see two sets of keys in two calls. A softmax over the union follows from the two outputs and their
+log-sum-exps (lse), as in online softmax, https://arxiv.org/abs/1805.02867:
+
+    o = (e^lse1 o1 + e^lse2 o2) / (e^lse1 + e^lse2)
+
+Backwards, each call recomputes its weights with the joint lse and takes delta = sum(o * do) of the joint output: its
+gradients then are exact parts of the whole, to be added up, and no call needs to know of the other.
+
+Legend: B batch, H heads, N = B * H, T sequence, D head dim, W windows of M queries or S keys each.
+"""
+
+import math
+from typing import Any, NamedTuple
+
 import torch
-from kernels.patterns import attention_mask
-def attention_structured(q, k, v, pattern, *, scale=None, prefix_lengths=None):
-    p = torch.arange(pattern.seq_len, device=q.device)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attention_mask(pattern, p, p, prefix_lengths), scale=scale)
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.patterns import Pattern, attends_image, attention_mask
+
+# A score that drops out of any softmax. Finite, so that a query whose every text key is masked gets a meaningless but
+# finite output with weight exp(-1e30) = 0, where infinity would give inf - inf.
+MASKED = -1e30
+# Shortest tile of queries: PyTorch's CPU kernel works on blocks of 32 queries, shorter tiles leave them part empty.
+MIN_TILE = 32
+# Up to this many positions one masked call over the whole sequence beats several over its parts (measured, README.md).
+MAX_SINGLE_TILE = 224
+# Devices whose fused kernel returns the log-sum-exp and takes any additive mask; elsewhere the scores are written out.
+FUSED_DEVICES = frozenset({"cpu"})
+
+
+class Windows(NamedTuple):
+    """`count` windows over the positions of a sequence: window i holds start + i * step + j * stride, j < length."""
+
+    start: int
+    count: int
+    length: int
+    step: int
+    stride: int = 1
+
+    @classmethod
+    def one(cls, start: int, length: int) -> "Windows":
+        return cls(start, 1, length, length)
+
+    def of(self, x: Tensor) -> Tensor:
+        """(N, T, ...) -> a view (N, count, length, ...)."""
+        batch, seq, *rest = x.stride()
+        shape = (x.shape[0], self.count, self.length, *x.shape[2:])
+        strides = (batch, seq * self.step, seq * self.stride, *rest)
+        return x[:, self.start :].as_strided(shape, strides)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add x (N, count, length, ...) to the positions of `total` (N, T, ...) that it was cut from.
+
+        Windows longer than their step overlap: they are added in pieces of one step, within which no two overlap.
+        """
+        piece = self.step if self.stride == 1 else self.length
+        for first in range(0, self.length, piece):
+            length = min(piece, self.length - first)
+            target = self._replace(start=self.start + first, length=length).of(total)
+            target += x[:, :, first : first + length]
+
+
+class Part(NamedTuple):
+    """One call of the fused kernel: windows of queries against as many windows of keys.
+
+    `mask` is additive, float32 or float64, and broadcasts to (N, W, M, S).
+    """
+
+    queries: Windows
+    keys: Windows
+    mask: Tensor | None = None
+    is_causal: bool = False
+
+
+class Plan(NamedTuple):
+    """`own` covers every query once; `text`, where there is any, adds the text keys to every image query."""
+
+    own: list[Part]
+    text: Part | None
+
+
+def attention_structured(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    scale: float | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    """Attention under `pattern` at the cost of the pairs it attends to. Once differentiable in q, k and v.
+
+    Args:
+        q, k, v: (B, H, T, D) with T = pattern.seq_len, any strides.
+        scale: factor on the scores; None: 1 / sqrt(D).
+        prefix_lengths: (B,) integers; image queries of sample b see only its first n text keys. None: all.
+
+    Returns:
+        (B, H, T, D).
+    """
+    if prefix_lengths is None and pattern.kind == "causal":
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    if pattern.seq_len <= MAX_SINGLE_TILE:
+        positions = torch.arange(pattern.seq_len, device=q.device)
+        mask = attention_mask(pattern, positions, positions, prefix_lengths)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return _tiled_attention(q, k, v, pattern, scale, prefix_lengths)
+
+
+# A compiler has nothing to gain in here, and turns writes into overlapping views into copies of the whole.
+@torch.compiler.disable
+def _tiled_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, scale: float, prefix_lengths: Tensor | None
+) -> Tensor:
+    plan = _plan(pattern, q, prefix_lengths)
+    o = _PlannedAttention.apply(_merge_heads(q), _merge_heads(k), _merge_heads(v), scale, plan)
+    return o.unflatten(0, q.shape[:2])
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    # The copy that strided inputs need here costs about 1% of the attention.
+    x = x.flatten(0, 1)  # (N, T, D)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _plan(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None) -> Plan:
+    whole_text = Windows.one(0, pattern.text_len)
+    own = [Part(whole_text, whole_text, is_causal=True), *_image_parts(pattern, q)]
+    return Plan(own, _text_part(pattern, q, prefix_lengths))
+
+
+def _text_part(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None) -> Part | None:
+    """Every image query against the text keys, as far as the longest prefix of the batch goes."""
+    queries = Windows.one(pattern.text_len, pattern.image_len)
+    if prefix_lengths is None:
+        return Part(queries, Windows.one(0, pattern.text_len))
+    # Only on a CPU does reading the lengths cost no wait for the device.
+    length = int(prefix_lengths.max()) if q.device.type == "cpu" else pattern.text_len
+    if length == 0:
+        return None
+    used = torch.arange(length, device=q.device) < prefix_lengths[:, None]  # (B, S)
+    mask = _additive(used, q.dtype).repeat_interleave(q.shape[1], dim=0)[:, None, None]  # (N, 1, 1, S)
+    return Part(queries, Windows.one(0, length), mask)
+
+
+def _image_parts(pattern: Pattern, q: Tensor) -> list[Part]:
+    if pattern.kind == "column":
+        columns = Windows(pattern.text_len, pattern.width, pattern.height, step=1, stride=pattern.width)
+        return [Part(columns, columns, is_causal=True)]
+    if pattern.reach is None:
+        image = Windows.one(pattern.text_len, pattern.image_len)
+        return [Part(image, image, is_causal=True)]
+    return _band_parts(pattern, q)
+
+
+def _band_parts(pattern: Pattern, q: Tensor) -> list[Part]:
+    """Bands of whole grid rows, each against the keys within reach.
+
+    The topmost bands, whose reach would leave the image, are one tile of their own, the head. The others are alike, so
+    that one small mask serves them all. The head also takes the rows that do not fill a band.
+    """
+    text_len, width, height, reach = pattern.text_len, pattern.width, pattern.height, pattern.reach
+    band_rows = -(-MIN_TILE // width)
+    head_rows = min(-(-reach // width), height)
+    head_rows += (height - head_rows) % band_rows
+    bands = (height - head_rows) // band_rows
+
+    head = Windows.one(text_len, head_rows * width)
+    parts = [Part(head, head, _image_mask(pattern, head, head, q))]
+    if bands:
+        start, band = text_len + head_rows * width, band_rows * width
+        queries = Windows(start, bands, band, band)
+        keys = Windows(start - reach, bands, reach + band, band)
+        parts.append(Part(queries, keys, _image_mask(pattern, queries, keys, q)))
+    return parts
+
+
+def _image_mask(pattern: Pattern, queries: Windows, keys: Windows, like: Tensor) -> Tensor:
+    """The additive mask (M, S) of the first window, which the pattern's rule repeats in all others."""
+    q_pos = torch.arange(queries.length, device=like.device) + queries.start - pattern.text_len
+    k_pos = torch.arange(keys.length, device=like.device) + keys.start - pattern.text_len
+    return _additive(attends_image(pattern, q_pos[:, None], k_pos), like.dtype)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    zeros = torch.zeros_like(mask, dtype=torch.promote_types(dtype, torch.float32))
+    return zeros.masked_fill_(~mask, MASKED)
+
+
+class _PlannedAttention(torch.autograd.Function):
+    """Runs a plan on q, k, v of shape (N, T, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, plan: Plan) -> Tensor:
+        o = torch.empty_like(q, memory_format=torch.contiguous_format)
+        lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+        for part in plan.own:
+            part_o, part_lse = _forward_part(part, q, k, v, scale)
+            part.queries.of(o).copy_(part_o)
+            part.queries.of(lse).copy_(part_lse)
+        if plan.text is not None:
+            part_o, part_lse = _forward_part(plan.text, q, k, v, scale)
+            _merge_softmax(plan.text.queries.of(o), plan.text.queries.of(lse), part_o, part_lse)
+        ctx.save_for_backward(q, k, v, o, lse)
+        ctx.scale, ctx.plan = scale, plan
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, o, lse = ctx.saved_tensors
+        do = do.contiguous()
+        dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
+        parts = ctx.plan.own if ctx.plan.text is None else [*ctx.plan.own, ctx.plan.text]
+        for part in parts:
+            part_dq, part_dk, part_dv = _backward_part(part, do, q, k, v, o, lse, ctx.scale)
+            part.queries.add_to(dq, part_dq)
+            part.keys.add_to(dk, part_dk)
+            part.keys.add_to(dv, part_dv)
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
+
+
+def _merge_softmax(o: Tensor, lse: Tensor, other_o: Tensor, other_lse: Tensor) -> None:
+    """Take `other`'s keys into the softmax whose output (N, W, M, D) and lse (N, W, M) are updated in place."""
+    weight = torch.sigmoid(other_lse - lse)[..., None]  # (N, W, M, 1)
+    o.copy_(torch.lerp(o.to(weight.dtype), other_o.to(weight.dtype), weight))
+    lse.copy_(torch.logaddexp(lse, other_lse))
+
+
+def _forward_part(part: Part, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns o (N, W, M, D) and lse (N, W, M) of one part."""
+    q, k, v = part.queries.of(q), part.keys.of(k), part.keys.of(v)
+    if q.device.type in FUSED_DEVICES:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, part.is_causal, attn_mask=part.mask, scale=scale
+        )
+    scores = _scores(part, q, k, scale)
+    lse = scores.logsumexp(dim=-1)
+    return (scores - lse[..., None]).exp().to(v.dtype) @ v, lse
+
+
+def _backward_part(
+    part: Part, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns dq (N, W, M, D), dk and dv (N, W, S, D): one part's share, given the joint o and lse."""
+    do, q, o, lse = (part.queries.of(x) for x in (do, q, o, lse))
+    k, v = part.keys.of(k), part.keys.of(v)
+    if q.device.type in FUSED_DEVICES:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            do, q, k, v, o, lse, 0.0, part.is_causal, attn_mask=part.mask, scale=scale
+        )
+    weights = (_scores(part, q, k, scale) - lse[..., None]).exp()  # (N, W, M, S)
+    delta = (do * o).sum(dim=-1, dtype=lse.dtype, keepdim=True)  # (N, W, M, 1)
+    dscores = (scale * weights * ((do @ v.transpose(-2, -1)).to(lse.dtype) - delta)).to(q.dtype)
+    return dscores @ k, dscores.transpose(-2, -1) @ q, weights.to(do.dtype).transpose(-2, -1) @ do
+
+
+def _scores(part: Part, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The scores (N, W, M, S) in at least float32, for devices without a fused kernel that returns its lse."""
+    scores = (scale * q @ k.transpose(-2, -1)).to(torch.promote_types(q.dtype, torch.float32))
+    if part.is_causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, MASKED)
+    return scores if part.mask is None else scores + part.mask

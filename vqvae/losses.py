@@ -4,6 +4,7 @@ Legend: B batch, K codebook, h w token grid, H W pixels.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,24 @@ def logit_laplace_nll(images: Tensor, mu: Tensor, ln_b: Tensor) -> Tensor:
     x = map_pixels(images.float())
     mu, ln_b = mu.float(), ln_b.float()
     return (torch.logit(x) - mu).abs() * torch.exp(-ln_b) + ln_b + math.log(2) + torch.log(x) + torch.log1p(-x)
+
+
+SQUARED_ERROR_STD = 0.1
+
+
+def squared_error_nll(images: Tensor, mu: Tensor, ln_b: Tensor) -> Tensor:
+    """Negative log-likelihood, up to a constant, of phi(images) under a normal distribution of fixed spread.
+
+    Its mean is sigmoid(mu), its standard deviation 0.1, and ln_b has no part in it. Shapes as in `logit_laplace_nll`,
+    which starts from medians and learns to see small things late.
+    """
+    return (torch.sigmoid(mu.float()) - map_pixels(images.float())).square() / (2 * SQUARED_ERROR_STD**2)
+
+
+RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "logit_laplace": logit_laplace_nll,
+    "squared_error": squared_error_nll,
+}
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:

@@ -3,13 +3,15 @@
 The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at any size; the quantizer is chosen by config.
 """
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
+from pretrained import load_config, load_weights, save_folder
 from vqvae.config import DiscreteVAEConfig
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
@@ -25,8 +27,8 @@ class DiscreteVAEOutput(NamedTuple):
     quantized: Quantized
 
 
-class DiscreteVAE(nn.Module, PyTorchModelHubMixin):
-    """Discrete VAE. `save_pretrained(folder)` and `from_pretrained(folder)` write and read safetensors + config.json."""
+class DiscreteVAE(nn.Module):
+    """Pictures to codes and back. What a picture's tokens mean is fixed by its weights alone."""
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
@@ -85,3 +87,26 @@ class DiscreteVAE(nn.Module, PyTorchModelHubMixin):
             )
         mu, _ = self.decode_codes(self.quantizer.indices_to_codes(indices))
         return self.reconstruction(mu)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""
+        save_folder(folder, self, asdict(self.config))
+
+    @staticmethod
+    def load_config(folder: str | Path) -> DiscreteVAEConfig:
+        """The configuration in a model folder. Raises ValueError naming the file that is missing or of another kind."""
+        settings = load_config(folder)
+        try:
+            return DiscreteVAEConfig(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{Path(folder) / 'config.json'} is no discrete VAE's: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "DiscreteVAE":
+        """The model that `save_pretrained` wrote, on the CPU and in evaluation mode.
+
+        Raises ValueError for a file that is missing or damaged, or settings and weights that do not fit; names the file.
+        """
+        model = cls(cls.load_config(folder))
+        load_weights(folder, model)
+        return model.eval()

@@ -161,6 +161,8 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"decay is {decay}, expected a number between 0 and 1")
         self.in_channels = self.out_channels = codebook_dim
         self.commitment, self.decay, self.restart_below = commitment, decay, restart_below
+        # Untrained encoders send every patch into nearly the same direction; on the unit sphere all would share one code.
+        self.standardise = nn.BatchNorm2d(codebook_dim, affine=False)
         codebook = F.normalize(torch.randn(codebook_size, codebook_dim), dim=1)
         self.register_buffer("codebook", codebook)
         self.register_buffer("sums", torch.zeros_like(codebook))
@@ -170,29 +172,31 @@ class VectorQuantizer(Quantizer):
         return rearrange(F.embedding(indices, self.codebook), "b h w d -> b d h w")
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
-        return self._nearest(self._vectors(z_e)).view(z_e.shape[0], *z_e.shape[2:])
+        return self._nearest(F.normalize(self.standardise(z_e.float()), dim=1))
 
     def relax(self, z_e: Tensor) -> Quantized:
-        z_e = F.normalize(z_e.float(), dim=1)  # (B, D, h, w)
-        indices = self.hard_indices(z_e)
+        return self._quantize(F.normalize(self.standardise(z_e.float()), dim=1))
+
+    def _quantize(self, z_e: Tensor) -> Quantized:
+        indices = self._nearest(z_e)
         codes = self.indices_to_codes(indices)
         commitment_loss = (z_e - codes.detach()).square().sum(dim=1).mean()
         z_q = z_e + (codes - z_e).detach()
         return Quantized(z_q, indices, self.commitment * commitment_loss, parts={"commitment": commitment_loss.detach()})
 
     def forward(self, z_e: Tensor) -> Quantized:
-        if self.training:
-            self._start(z_e.detach())
-        quantized = super().forward(z_e)
-        if self.training:
-            self._update(z_e.detach(), quantized.indices)
+        if not self.training:
+            return super().forward(z_e)
+        z_e = F.normalize(self.standardise(z_e.float()), dim=1)
+        vectors = rearrange(z_e.detach(), "b d h w -> (b h w) d")
+        self._start(vectors)
+        quantized = self._quantize(z_e)
+        self._update(vectors, quantized.indices.flatten())
         return quantized
 
-    def _vectors(self, z_e: Tensor) -> Tensor:
-        return F.normalize(rearrange(z_e.float(), "b d h w -> (b h w) d"), dim=1)
-
-    def _nearest(self, vectors: Tensor) -> Tensor:
-        return (vectors @ self.codebook.T).argmax(dim=1)  # unit vectors: the largest cosine is the nearest
+    def _nearest(self, z_e: Tensor) -> Tensor:
+        similarity = torch.einsum("bdhw,kd->bhwk", z_e, self.codebook)  # unit vectors: the largest is the nearest
+        return similarity.argmax(dim=-1)
 
     def _sample(self, vectors: Tensor, n: int) -> Tensor:
         """n of the vectors (N, D), with repetition only where there are fewer than n; a little apart from one another."""
@@ -201,18 +205,17 @@ class VectorQuantizer(Quantizer):
         return F.normalize(picked + 0.01 * torch.randn_like(picked), dim=1)
 
     @torch.no_grad()
-    def _start(self, z_e: Tensor) -> None:
+    def _start(self, vectors: Tensor) -> None:
         if self.counts.any():
             return
-        self.codebook.copy_(self._sample(self._vectors(z_e), self.codebook_size))
+        self.codebook.copy_(self._sample(vectors, self.codebook_size))
         self.counts.fill_(1.0)
         self.sums.copy_(self.codebook)
 
     @torch.no_grad()
-    def _update(self, z_e: Tensor, indices: Tensor) -> None:
-        vectors, flat = self._vectors(z_e), indices.flatten()
-        batch_counts = torch.zeros_like(self.counts).index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
-        batch_sums = torch.zeros_like(self.sums).index_add_(0, flat, vectors)
+    def _update(self, vectors: Tensor, indices: Tensor) -> None:
+        batch_counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(vectors[:, 0]))
+        batch_sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors)
         self.counts.lerp_(batch_counts, 1 - self.decay)
         self.sums.lerp_(batch_sums, 1 - self.decay)
         dead = self.counts < self.restart_below

@@ -1,0 +1,292 @@
+"""Lightning datamodules: `TokenizerData` gives pictures, `PriorData` captions with pictures or with codes.
+
+What a training batch holds is a pure function of (seed, epoch, position), see order.py. A checkpoint holds the
+position, so that a resumed run goes on with the next batch. Validation sees the evaluation crop and the first caption,
+in a fixed order. No flag of the Trainer is needed with several devices: the order is shared out here.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from data import transforms
+from data.codes import CodesSource
+from data.folder import FolderSource
+from data.order import EpochLoader, EpochOrder, Progress
+from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples
+from data.settings import Loading, TextConfig
+from data.shapes import ShapesConfig, ShapesSource
+from data.source import Source
+from data.split import Keyed, split_by_key, spread
+from data.text import TextTokenizer
+
+log = logging.getLogger(__name__)
+PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE and are counted: enough for 16,384 entries
+
+
+class CaptionedData(pl.LightningDataModule):
+    """What both datamodules share: split, order, loaders, and where a checkpoint goes on.
+
+    `source`, `train_indices` and `val_indices` (int64, into the source) are there after `setup`.
+    """
+
+    source: Keyed
+    train_indices: Tensor
+    val_indices: Tensor
+
+    def __init__(self, loading: Loading) -> None:
+        super().__init__()
+        self.loading = loading
+        self._ready = False
+        self._train_loader: EpochLoader | None = None
+        self._batches_before = 0  # that the trainer had worked off when the loader was made
+        self._resume: dict[str, int] | None = None
+
+    def open_source(self) -> Keyed:
+        """The samples."""
+        raise NotImplementedError
+
+    def readers(self, *, training: bool) -> list[Reader]:
+        """What makes up a sample, in training or in validation."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the source and split it; once. Raises ValueError where the validation split is empty."""
+        if not self._ready:
+            self._open()
+            self._ready = True
+
+    def _open(self) -> None:
+        self.source = self.open_source()
+        train, val = split_by_key(self.source, self.loading.val_fraction)
+        if not val:
+            raise ValueError(
+                f"no validation samples among {len(self.source)} (val_fraction={self.loading.val_fraction}): raise "
+                "val_fraction, or mark rows with 'val' in a column named split"
+            )
+        self.train_indices = torch.tensor(train, dtype=torch.int64)
+        self.val_indices = spread(val, self.loading.val_count)
+
+    def train_dataloader(self) -> EpochLoader:
+        """Raises ValueError where the training split is smaller than a batch."""
+        order = self._order(self.train_indices, shuffle=True)
+        if len(order) == 0:
+            raise ValueError(
+                f"{len(self.train_indices)} training samples do not fill one batch of {order.global_batch_size} over "
+                "all devices: lower batch_size"
+            )
+        self._train_loader = self._loader(order, training=True, progress=self._progress if self.trainer else None)
+        if self._resume is not None:
+            self._train_loader.load_state_dict(self._resume)
+            self._resume = None
+        elif self.trainer:
+            self._train_loader.epoch = self.trainer.current_epoch
+        self._batches_before = self._batches_worked_off() if self.trainer else 0
+        return self._train_loader
+
+    def val_dataloader(self) -> EpochLoader:
+        return self._loader(self._order(self.val_indices, shuffle=False), training=False)
+
+    def _order(self, indices: Tensor, *, shuffle: bool) -> EpochOrder:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batch_size, seed = self.loading.batch_size, self.loading.seed
+        return EpochOrder(indices, seed=seed, batch_size=batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
+
+    def _loader(
+        self, order: EpochOrder, *, training: bool, progress: Callable[[], Progress] | None = None
+    ) -> EpochLoader:
+        if self.trainer and self.trainer.overfit_batches:
+            raise ValueError("overfit_batches would replace the order of the data: train on fewer samples instead")
+        return EpochLoader(
+            Samples(self.source, self.loading.seed, self.readers(training=training)),
+            order,
+            progress,
+            num_workers=self.loading.workers,
+            persistent_workers=self.loading.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position of the next training batch. A batch that was read but whose step did not end (Ctrl-C) is
+        read again."""
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The next training loader goes on there; ValueError where that is in the middle of an epoch of other data."""
+        self._resume = state_dict or None
+
+    def _progress(self) -> Progress:
+        return Progress(self._batches_worked_off() - self._batches_before, int(self.trainer.num_training_batches))
+
+    def _batches_worked_off(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+
+def _open_pictures(
+    folder: str | None, drawings: ShapesConfig | None, loading: Loading, *, need_captions: bool
+) -> Source:
+    if drawings is not None:
+        return ShapesSource(drawings)
+    return FolderSource(folder, need_captions=need_captions, max_rejected=loading.max_rejected, report=loading.report)
+
+
+def _check_one_given(**sources: object) -> None:
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"expected exactly one of {', '.join(sources)}; got {' and '.join(given) or 'none'}")
+
+
+def _check_drawn_large_enough(drawings: ShapesConfig | None, image_size: int) -> None:
+    if drawings is not None and drawings.size < image_size:
+        raise ValueError(
+            f"drawings.size={drawings.size}, expected at least image_size={image_size}: they can be any size"
+        )
+
+
+class TokenizerData(CaptionedData):
+    """Pictures for an image tokenizer.
+
+    A batch is {"images": (B, 3, image_size, image_size) float in [0, 1], "keys": list[str]}.
+
+    Args:
+        folder: one's own pictures (data/folder.py). Exactly one of folder and drawings is given.
+        drawings: the built-in ones (data/shapes.py), drawn at image_size or larger.
+        image_size: side in pixels.
+        augment: the paper's augmentation in training; else the evaluation crop there too.
+        loading: how samples are chosen and read.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        drawings: ShapesConfig | None = None,
+        image_size: int = 256,
+        augment: bool = True,
+        loading: Loading = Loading(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(loading)
+        _check_one_given(folder=folder, drawings=drawings)
+        _check_drawn_large_enough(drawings, image_size)
+        self.folder, self.drawings, self.image_size, self.augment = folder, drawings, image_size, augment
+
+    def open_source(self) -> Source:
+        return _open_pictures(self.folder, self.drawings, self.loading, need_captions=False)
+
+    def readers(self, *, training: bool) -> list[Reader]:
+        augmentation = transforms.tokenizer_augmentation if training and self.augment else None
+        return [PictureReader(self.source, self.image_size, augmentation)]
+
+
+class PriorData(CaptionedData):
+    """Captions and image tokens for a prior.
+
+    A batch is {"text_tokens": (B, text_len - 1) int64, "image_tokens": (B, h, w) int64, "captions": list[str],
+    "keys": list[str]}. From pictures, the loader's batches hold "images" (B, 3, image_size, image_size) in the place of
+    "image_tokens"; on the device, `encode_images` turns the ones into the others. `text_tokenizer` is there after
+    `setup`, which raises ValueError for an unreadable tokenizer.json.
+
+    Args:
+        folder: one's own captioned pictures (data/folder.py). Exactly one of folder, drawings and codes is given.
+        drawings: the built-in ones (data/shapes.py), drawn at image_size or larger.
+        codes: a folder of pictures that are encoded already (data/codes.py).
+        image_size: side in pixels; without meaning for codes.
+        augment: the paper's augmentation in training; else the evaluation crop there too; without meaning for codes.
+        text: how captions become tokens.
+        loading: how samples are chosen and read.
+    """
+
+    text_tokenizer: TextTokenizer
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        drawings: ShapesConfig | None = None,
+        codes: str | None = None,
+        image_size: int = 256,
+        augment: bool = True,
+        text: TextConfig = TextConfig(),  # noqa: B008 (frozen)
+        loading: Loading = Loading(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(loading)
+        _check_one_given(folder=folder, drawings=drawings, codes=codes)
+        _check_drawn_large_enough(drawings, image_size)
+        self.folder, self.drawings, self.codes = folder, drawings, codes
+        self.image_size, self.augment, self.text = image_size, augment, text
+        self.encode_images: Callable[[Tensor], Tensor] | None = None  # (B, 3, H, W) -> (B, h, w)
+
+    def _open(self) -> None:
+        super()._open()
+        captions = list(self._training_captions())
+        if self.text.tokenizer is None:
+            self.text_tokenizer = TextTokenizer.train(captions, self.text.vocab_size)
+        else:
+            self.text_tokenizer = TextTokenizer.load(self.text.tokenizer)
+        self._report_truncated(captions)
+
+    def _training_captions(self) -> Iterator[str]:
+        for index in spread(self.train_indices, PICTURES_READ_FOR_TEXT).tolist():
+            yield from self.source.captions(index)
+
+    def _report_truncated(self, captions: list[str]) -> None:
+        truncated = self.text_tokenizer.count_longer(captions, self.text.text_len)
+        if truncated:
+            log.warning(
+                "%s of %s captions are longer than text_len=%s allows (%s tokens and BOS): their ends are cut off",
+                f"{truncated:,}",
+                f"{len(captions):,}",
+                self.text.text_len,
+                self.text.text_len - 1,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data goes on, and which text tokenizer made the tokens."""
+        return super().state_dict() | {"text_tokenizer": self.text_tokenizer.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As for all data; ValueError also where the captions have changed, and with them the tokens' meaning."""
+        state = dict(state_dict)
+        saved = state.pop("text_tokenizer")
+        if saved != self.text_tokenizer.fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained with the text tokenizer {saved}, this run has "
+                f"{self.text_tokenizer.fingerprint}: give the former's tokenizer.json as text.tokenizer"
+            )
+        super().load_state_dict(state)
+
+    def open_source(self) -> Keyed:
+        if self.codes is None:
+            return _open_pictures(self.folder, self.drawings, self.loading, need_captions=True)
+        source = CodesSource(self.codes)
+        bare = [source.key(index) for index in range(len(source)) if not source.captions(index)]
+        if bare:
+            raise ValueError(
+                f"{self.codes}: {len(bare)} of {len(source)} rows have no caption, the first is {bare[0]!r}"
+            )
+        return source
+
+    def readers(self, *, training: bool) -> list[Reader]:
+        text = CaptionReader(
+            self.source,
+            self.text_tokenizer,
+            self.text.text_len,
+            any_caption=training and self.text.captions == "any",
+            dropout=self.text.bpe_dropout if training else 0.0,
+        )
+        if self.codes is not None:
+            return [text, CodesReader(self.source)]
+        augmentation = transforms.prior_augmentation if training and self.augment else None
+        return [text, PictureReader(self.source, self.image_size, augmentation)]
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Replace "images" by "image_tokens". Raises RuntimeError where `encode_images` has not been set."""
+        if "images" not in batch:
+            return batch
+        if self.encode_images is None:
+            raise RuntimeError("PriorData.encode_images is not set: pictures need an image tokenizer to become tokens")
+        with torch.no_grad():
+            image_tokens = self.encode_images(batch["images"])  # (B, h, w)
+        return {name: part for name, part in batch.items() if name != "images"} | {"image_tokens": image_tokens}

@@ -1,0 +1,211 @@
+"""A folder of one's own pictures as a source of training samples.
+
+Every picture is read and decoded once when the source is made, so that a broken file is found then and not in the
+middle of a run. What cannot be used is rejected with its reason (rejects.py) and never replaced by another sample.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from PIL import Image
+
+from data.caption_tables import SPLITS, is_unicode
+from data.captions import LOOKED_FOR, Captions, read_captions
+from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, load_picture, read_file
+from data.rejects import Reason, Reject, Report
+
+log = logging.getLogger(__name__)
+_UNREAD = {".avif", ".bmp", ".heic", ".jfif", ".jp2", ".svg", ".tif", ".tiff"}  # pictures that people will miss
+_LOG_EVERY = 10.0  # seconds between two lines on the progress of a scan
+
+
+class _Sample(NamedTuple):
+    key: str
+    captions: tuple[str, ...]
+    split: str | None
+
+
+class FolderSource:
+    """The usable pictures of a folder and its subfolders, sorted by path; satisfies `data.source.Source`.
+
+    PNG, JPEG, WebP and GIF files are pictures, whatever the case of their suffix; other files and all hidden ones are
+    ignored. Captions come from the layouts of captions.py. A picture's split is what its table (or COCO file) says,
+    else the name of its first folder where that is train, val, validation, test or the like, else None.
+
+    Args:
+        folder: the folder; linked subfolders are followed.
+        need_captions: rejects pictures without a caption; False also accepts a folder without any caption file.
+        max_rejected: the largest fraction of rejected files that is put up with, in [0, 1].
+        report: a JSON file that is given the full list of rejects, also where the source then refuses the folder.
+
+    Raises:
+        ValueError: no pictures, no known layout of captions, captions that name no file, malformed caption tables,
+            or more than `max_rejected` of the files rejected; the message says what was looked for or which file.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        need_captions: bool,
+        max_rejected: float = 0.05,
+        report: str | Path | None = None,
+    ) -> None:
+        if not 0 <= max_rejected <= 1:
+            raise ValueError(f"max_rejected={max_rejected}, expected a fraction from 0 to 1 (0.05 is 5%)")
+        self.folder = Path(folder).expanduser()
+        pictures, others, rejects = _list_files(self.folder)
+        captions = read_captions(self.folder, pictures, others, need_text=need_captions)
+        if captions is None and need_captions:
+            raise ValueError(f"{self.folder}: {len(pictures):,} pictures, but no captions; looked for {LOOKED_FOR}")
+        candidates, without = _candidates(pictures, captions, need_captions)
+        intact, broken = _scan(self.folder, [sample.key for sample in candidates])
+        self._samples = [sample for sample in candidates if sample.key in intact]
+        self.report = Report(
+            folder=self.folder,
+            captions_from=captions.origin if captions else "",
+            kept=len(self._samples),
+            splits=dict(Counter(sample.split for sample in self._samples if sample.split is not None)),
+            rejects=(*rejects, *(captions.rejects if captions else ()), *without, *broken),
+            doubled_captions=captions.doubled if captions else 0,
+            notes=(*(captions.notes if captions else ()), *_unread(others)),
+        )
+        if report is not None:
+            self.report.save(Path(report))
+        self.report.enforce(max_rejected)
+        log.log(logging.WARNING if self.report.rejects else logging.INFO, self.report.summary())
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def key(self, index: int) -> str:
+        """The picture's path relative to the folder, with forward slashes."""
+        return self._samples[index].key
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, mode RGB, any size; `PictureError` naming the file where it vanished or broke since the scan."""
+        return load_picture(self.folder / self._samples[index].key)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Every caption in the order of its file, none twice; () only where captions were not needed."""
+        return self._samples[index].captions
+
+    def split(self, index: int) -> str | None:
+        """ "train", "val" or "test" where the folder says so, else None."""
+        return self._samples[index].split
+
+
+def _list_files(folder: Path) -> tuple[list[str], set[str], list[Reject]]:
+    """Pictures in order, the other files, and pictures whose names no text file could hold."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; expected one of pictures"
+        )
+    keys = sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
+    pictures = [key for key in keys if PurePosixPath(key).suffix.lower() in PICTURE_SUFFIXES]
+    if not pictures:
+        suffixes = Counter(PurePosixPath(key).suffix.lower() or "no suffix" for key in keys)
+        there = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5)) or "no files at all"
+        raise ValueError(
+            f"{folder}: no pictures; looked for {', '.join(PICTURE_SUFFIXES)} in it and below, found {there}"
+        )
+    bad = {key for key in pictures if not is_unicode(key)}
+    rejects = [Reject(key, Reason.BAD_NAME, "rename it") for key in sorted(bad)]
+    return [key for key in pictures if key not in bad], set(keys).difference(pictures), rejects
+
+
+def _unread(others: Iterable[str]) -> list[str]:
+    """A note on pictures of other formats, so that nobody believes them used."""
+    suffixes = Counter(PurePosixPath(key).suffix.lower() for key in others)
+    there = [f"{count:,} {suffix}" for suffix, count in sorted(suffixes.items()) if suffix in _UNREAD]
+    return [f"not read: {', '.join(there)} files"] if there else []
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below that are not hidden. Linked folders come last, each real folder once: links may form a loop."""
+    seen = set()
+    above = folder.resolve().parents
+    pending = [folder]
+    while pending:
+        top = pending.pop(0)
+        for parent, folders, files in os.walk(top, onerror=_refuse):
+            here = Path(parent).resolve()
+            if here in seen or here in above:
+                folders.clear()
+                continue
+            seen.add(here)
+            yield from (Path(parent, name) for name in files if not name.startswith("."))
+            visible = [Path(parent, name) for name in sorted(folders) if not name.startswith(".")]
+            pending += [path for path in visible if path.is_symlink()]
+            folders[:] = [path.name for path in visible if not path.is_symlink()]
+
+
+def _refuse(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: the folder cannot be listed ({error.strerror})") from error
+
+
+def _candidates(
+    pictures: Sequence[str], captions: Captions | None, need_captions: bool
+) -> tuple[list[_Sample], list[Reject]]:
+    """Pictures worth decoding, and those rejected for the want of a caption."""
+    by_picture = captions.by_picture if captions else {}
+    splits = captions.splits if captions else {}
+    rejected = {reject.file for reject in captions.rejects} if captions else set()
+    samples, rejects = [], []
+    for key in pictures:
+        if key in rejected:
+            continue
+        if need_captions and not by_picture.get(key):
+            detail = "its captions are empty" if key in by_picture else f"not named in {captions.origin}"
+            rejects.append(Reject(key, Reason.NO_CAPTION, detail))
+        else:
+            samples.append(_Sample(key, by_picture.get(key, ()), splits.get(key) or _split_of_folder(key)))
+    return samples, rejects
+
+
+def _split_of_folder(key: str) -> str | None:
+    first, _, rest = key.partition("/")
+    return SPLITS.get(first.lower()) if rest else None
+
+
+def _scan(folder: Path, keys: Sequence[str]) -> tuple[set[str], list[Reject]]:
+    """Keys of whole pictures, and the rejects: broken ones and later copies of the same bytes."""
+    first: dict[bytes, str] = {}
+    intact, rejects = set(), []
+    with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter's lock
+        read = pool.map(lambda key: _read(folder / key), keys)
+        for key, result in zip(keys, _with_progress(folder, read, len(keys)), strict=True):
+            if isinstance(result, PictureError):
+                rejects.append(Reject(key, Reason.BROKEN, str(result)))
+            elif first.setdefault(result, key) != key:
+                rejects.append(Reject(key, Reason.DUPLICATE, f"same bytes as {first[result]}"))
+            else:
+                intact.add(key)
+    return intact, rejects
+
+
+def _read(path: Path) -> bytes | PictureError:
+    """Decodes the whole picture; the digest of its file, or what is wrong with it."""
+    try:
+        data = read_file(path)
+        decode_picture(data)
+    except PictureError as error:
+        return error
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _with_progress(folder: Path, results: Iterable[bytes | PictureError], total: int) -> Iterator[bytes | PictureError]:
+    start = last = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        if time.monotonic() - last > _LOG_EVERY:
+            last = time.monotonic()
+            left = (last - start) / done * (total - done)
+            log.info("%s: checked %s of %s pictures, about %.0f s left", folder, f"{done:,}", f"{total:,}", left)
+        yield result

@@ -1,0 +1,41 @@
+"""Which samples train and which validate."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Keyed(Protocol):
+    """What pictures (`data.source.Source`) and codes (`data.codes.CodesSource`) have in common."""
+
+    def __len__(self) -> int: ...
+    def key(self, index: int) -> str: ...
+    def captions(self, index: int) -> tuple[str, ...]: ...
+    def split(self, index: int) -> str | None: ...
+
+
+def split_by_key(source: Keyed, val_fraction: float) -> tuple[list[int], list[int]]:
+    """Indices for training and for validation: by the source's own split, else by a hash of the key.
+
+    Samples of the split "test" are in neither.
+    """
+    splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for index in range(len(source)):
+        by_hash = "val" if is_validation(source.key(index), val_fraction) else "train"
+        splits[source.split(index) or by_hash].append(index)
+    return splits["train"], splits["val"]
+
+
+def is_validation(key: str, fraction: float) -> bool:
+    """Whether a key is in the `fraction` held back for validation: by itself alone, so it stays when the set grows."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") < fraction * 2**64
+
+
+def spread(indices: Sequence[int] | Tensor, count: int) -> Tensor:
+    """At most `count` of the indices, evenly spaced, in their order; int64."""
+    indices = torch.as_tensor(indices, dtype=torch.int64)
+    n = len(indices)
+    return indices if n <= count else indices[torch.arange(count) * n // count]

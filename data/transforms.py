@@ -1,0 +1,83 @@
+"""How a picture becomes the square that a model sees: the two augmentations of DALL-E and the crop for evaluation.
+
+The numbers are those of https://arxiv.org/abs/2102.12092 (its appendix, "preprocessing"), where the models see 256
+pixels; for another `size` they scale with it. A step that would not change the picture is left out by arithmetic: a
+picture that is already `size` x `size` costs only its conversion (and the tokenizer's flip).
+
+All functions take a PIL picture of mode RGB and give a float tensor (3, size, size) in [0, 1]. They are pure: what is
+random is drawn from `generator`.
+"""
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+
+def tokenizer_augmentation(image: Image.Image, size: int, generator: torch.Generator) -> Tensor:
+    """Random square of the short side s, resized to t in [min(s, 9/8 size), min(s, 3/2 size)]; random crop; flip.
+
+    A picture whose s is below `size` is enlarged to it. Returns (3, size, size).
+    """
+    image = _crop_square(image, 0.0, 1.0, generator)
+    side = _draw(_target(image, size, 9 / 8), _target(image, size, 3 / 2), generator)
+    image = _random_crop(_resize(image, side), size, generator)
+    return _to_tensor(F.horizontal_flip(image) if _draw(0, 1, generator) else image)
+
+
+def prior_augmentation(image: Image.Image, size: int, generator: torch.Generator) -> Tensor:
+    """Near-centred square of the short side s; resized to min(s, 9/8 size); random crop; no flip.
+
+    The square begins at 3/8 to 5/8 of what the long side has too much. No flip: pictures hold text, and captions say
+    left and right. A picture whose s is below `size` is enlarged to it. Returns (3, size, size).
+    """
+    image = _crop_square(image, 3 / 8, 5 / 8, generator)
+    return _to_tensor(_random_crop(_resize(image, _target(image, size, 9 / 8)), size, generator))
+
+
+def evaluation_crop(image: Image.Image, size: int) -> Tensor:
+    """Centred square of the short side, resized. Nothing is random. Returns (3, size, size)."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return _to_tensor(_resize(_crop(image, left, top, side), size))
+
+
+def _target(image: Image.Image, size: int, ratio: float) -> int:
+    return max(size, min(image.width, round(ratio * size)))
+
+
+def _crop_square(image: Image.Image, low: float, high: float, generator: torch.Generator) -> Image.Image:
+    """Square of the short side; begins at `low` to `high` (fractions of the surplus) on the long one."""
+    side = min(image.size)
+    left, top = (_draw(int(low * (n - side)), int(high * (n - side)), generator) for n in image.size)
+    return _crop(image, left, top, side)
+
+
+def _random_crop(image: Image.Image, size: int, generator: torch.Generator) -> Image.Image:
+    left, top = (_draw(0, n - size, generator) for n in image.size)
+    return _crop(image, left, top, size)
+
+
+def _crop(image: Image.Image, left: int, top: int, side: int) -> Image.Image:
+    return image if image.size == (side, side) else F.crop(image, top, left, side, side)
+
+
+def _resize(image: Image.Image, side: int) -> Image.Image:
+    """A square picture at another size: averages the areas of its pixels; enlarged, where those would show as blocks,
+    by bicubic interpolation."""
+    if image.width == side:
+        return image
+    mode = InterpolationMode.BOX if side < image.width else InterpolationMode.BICUBIC
+    return F.resize(image, [side, side], interpolation=mode)
+
+
+def _draw(low: int, high: int, generator: torch.Generator) -> int:
+    """Uniform in low .. high, both ends included."""
+    return low if low == high else int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    if image.mode != "RGB":
+        raise ValueError(f"the picture's mode is {image.mode}, expected RGB")
+    return F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)

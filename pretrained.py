@@ -1,0 +1,73 @@
+"""A model as a folder: `model.safetensors` and `config.json`. No code is ever unpickled.
+
+Written by hand instead of by huggingface_hub's PyTorchModelHubMixin, which loads with missing keys forgiven, drops
+settings it does not know, falls back to a pickle and takes a mistyped path for a name on the network. The files are the
+same, so such a folder can be uploaded to the Hub and downloaded from it as it is.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
+    """Writes both files, each beside its place and then renamed, so that an interrupted save leaves the old one."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights, settings = folder / f".{WEIGHTS}.part", folder / f".{CONFIG}.part"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights.replace(folder / WEIGHTS)
+    settings.replace(folder / CONFIG)
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """The settings in `folder`. ValueError where the file is missing or no JSON object."""
+    path = _existing(Path(folder) / CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, expected an object of settings")
+    return config
+
+
+def load_weights(folder: str | Path, model: nn.Module) -> None:
+    """Fills `model` with the weights in `folder`.
+
+    Raises ValueError naming the file where it is missing or damaged, and the tensors that it lacks, has too many, or
+    has in another shape than the model.
+    """
+    path = _existing(Path(folder) / WEIGHTS)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    problems = _mismatches(tensors, model.state_dict())
+    if problems:
+        raise ValueError(f"{path} does not fit its {CONFIG}: " + "; ".join(problems))
+    model.load_state_dict(tensors)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected a folder with {WEIGHTS} and {CONFIG}, as save_pretrained writes it")
+    return path
+
+
+def _mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    for name in found.keys() & expected.keys():
+        if found[name].shape != expected[name].shape:
+            problems.append(f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
+    return sorted(problems)

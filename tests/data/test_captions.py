@@ -1,0 +1,330 @@
+"""Each layout of captions read as a person would read it; each mistake named with file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.captions import Captions, read_captions
+from data.rejects import Reason
+
+PICTURES = ["a.png", "b.png", "sub/c.JPG"]
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> set[str]:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return set(files)
+
+
+def read(
+    folder: Path, files: dict[str, str | bytes], *, pictures: list[str] | None = None, need_text: bool = True
+) -> Captions:
+    captions = read_captions(
+        folder, PICTURES if pictures is None else pictures, write(folder, files), need_text=need_text
+    )
+    assert captions is not None
+    return captions
+
+
+def refused(folder: Path, files: dict[str, str | bytes], message: str, **options: object) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(folder, files, **options)
+
+
+CSV = "file_name,text\na.png,a cat\nb.png,a dog\nsub/c.JPG,a cow\n"
+EXPECTED = {"a.png": ("a cat",), "b.png": ("a dog",), "sub/c.JPG": ("a cow",)}
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "metadata.csv"])
+def test_csv(tmp_path: Path, name: str) -> None:
+    captions = read(tmp_path, {name: CSV})
+    assert captions.by_picture == EXPECTED
+    assert (captions.origin, captions.splits, captions.rejects, captions.doubled) == (name, {}, (), 0)
+
+
+def test_tsv(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"captions.tsv": 'file_name\ttext\na.png\ta cat, and "so" on\nb.png\t"a\tdog"\n'})
+    assert captions.by_picture == {"a.png": ('a cat, and "so" on',), "b.png": ("a\tdog",)}
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "metadata.jsonl"])
+def test_jsonl_with_one_caption_or_a_list(tmp_path: Path, name: str) -> None:
+    lines = [
+        {"file_name": "a.png", "text": "a cat", "split": "train"},
+        {"file_name": "b.png", "text": ["a dog", "one\u2028dog"], "split": None},
+    ]
+    content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
+    captions = read(tmp_path, {name: content})
+    assert captions.by_picture == {"a.png": ("a cat",), "b.png": ("a dog", "one\u2028dog")}
+    assert captions.splits == {"a.png": "train"}
+
+
+def test_quotes_commas_line_ends_byte_order_mark_and_other_columns(tmp_path: Path) -> None:
+    table = 'licence,file_name,text\r\nCC0,a.png,"a ""big"" cat, red"\r\n\r\nMIT,b.png,"two\nlines"\r\n'
+    captions = read(tmp_path, {"captions.csv": b"\xef\xbb\xbf" + table.encode()})
+    assert captions.by_picture == {"a.png": ('a "big" cat, red',), "b.png": ("two\nlines",)}
+    bom_first = read(tmp_path, {"captions.csv": b"\xef\xbb\xbf" + CSV.encode()})
+    assert bom_first.by_picture == EXPECTED
+
+
+@pytest.mark.parametrize("columns", ["file_name,text", "file,caption", "image,text", "Path, Caption", "filename,text"])
+def test_names_of_columns(tmp_path: Path, columns: str) -> None:
+    assert read(tmp_path, {"captions.csv": f"{columns}\na.png,a cat\n"}).by_picture == {"a.png": ("a cat",)}
+
+
+def test_documented_columns_win_and_others_must_be_alone(tmp_path: Path) -> None:
+    table = "image,file_name,caption,text\nx,a.png,no,yes\n"
+    assert read(tmp_path, {"captions.csv": table}).by_picture == {"a.png": ("yes",)}
+    message = r"captions\.csv line 2: columns file, image could each be file_name"
+    refused(tmp_path, {"captions.csv": "image,file,text\na.png,b.png,yes\n"}, message)
+
+
+def test_several_rows_a_picture_in_order_and_doubles_counted(tmp_path: Path) -> None:
+    rows = ["a.png,one", "b.png,x", "a.png,two", "a.png, one ", "./a.png,three", "b.png,x"]
+    captions = read(tmp_path, {"captions.csv": "\n".join(["file_name,text", *rows])})
+    assert captions.by_picture == {"a.png": ("one", "two", "three"), "b.png": ("x",)}
+    assert captions.doubled == 2
+
+
+def test_an_empty_caption_is_none(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"captions.csv": "file_name,text\na.png,\nb.png,  \nb.png,dog\nsub/c.JPG,cow\n"})
+    assert captions.by_picture == {"a.png": (), "b.png": ("dog",), "sub/c.JPG": ("cow",)}
+    captions = read(tmp_path, {"captions.csv": "", "metadata.jsonl": ""} | {"captions.csv": CSV})
+    assert captions.by_picture == EXPECTED
+    (tmp_path / "captions.csv").unlink()
+    captions = read(tmp_path, {"captions.jsonl": '{"file_name": "a.png", "text": null}\n'})
+    assert captions.by_picture == {"a.png": ()}
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [("train", "train"), ("Training", "train"), ("val", "val"), ("validation", "val"), ("valid", "val"), ("dev", "val"),
+     ("TEST", "test"), (" test ", "test"), ("", None)],
+)  # fmt: skip
+def test_split_column(tmp_path: Path, word: str, split: str | None) -> None:
+    captions = read(tmp_path, {"captions.csv": f"file_name,text,split\na.png,a cat,{word}\n"})
+    assert captions.splits == ({} if split is None else {"a.png": split})
+
+
+def test_bad_splits(tmp_path: Path) -> None:
+    table = "file_name,text,split\na.png,a cat,train\nb.png,dog,holdout\n"
+    refused(tmp_path, {"captions.csv": table}, r"captions\.csv line 3: split is 'holdout', expected one of train, ")
+    table = "file_name,text,split\na.png,a cat,train\na.png,a tom,\na.png,a pet,val\n"
+    message = r"a\.png is put in several splits: train \(captions\.csv line 2\), val \(captions\.csv line 4\)"
+    refused(tmp_path, {"captions.csv": table}, message)
+
+
+def test_order_of_preference(tmp_path: Path) -> None:
+    def table(text: str) -> str:
+        return f"file_name,text\na.png,{text}\n"
+
+    files = {
+        "annotations/captions_train2017.json": coco([(1, "a.png")], [(1, "coco")]),
+        "a.txt": "txt",
+        "metadata.jsonl": '{"file_name": "a.png", "text": "metadata.jsonl"}',
+        "metadata.csv": table("metadata.csv"),
+        "captions.jsonl": '{"file_name": "a.png", "text": "captions.jsonl"}',
+        "captions.tsv": table("captions.tsv").replace(",", "\t"),
+        "captions.csv": table("captions.csv"),
+    }
+    names = list(files)
+    for best in reversed(range(len(names))):
+        captions = read(tmp_path, {name: files[name] for name in names[: best + 1]})
+        assert captions.by_picture == {"a.png": ("coco" if best == 0 else "txt" if best == 1 else names[best],)}
+    captions = read(tmp_path, files)
+    assert captions.notes[-1] == "metadata.jsonl is not read, captions.csv comes first"
+    assert len(captions.notes) == 4
+
+
+def test_one_table_in_each_split_folder(tmp_path: Path) -> None:
+    files = {
+        "train/metadata.csv": "file_name,text\n1.png,one\nsub/2.png,two\n",
+        "validation/metadata.jsonl": '{"file_name": "1.png", "text": "val one"}\n',
+        "extra/metadata.csv": "file_name,text\n1.png,not a split\n",
+    }
+    pictures = ["extra/1.png", "train/1.png", "train/sub/2.png", "validation/1.png"]
+    captions = read(tmp_path, files, pictures=pictures)
+    assert captions.by_picture == {
+        "train/1.png": ("one",),
+        "train/sub/2.png": ("two",),
+        "validation/1.png": ("val one",),
+    }
+    assert captions.origin == "train/metadata.csv and validation/metadata.jsonl"
+
+
+def test_names_that_leave_the_folder(tmp_path: Path) -> None:
+    rows = ["a.png,fine", "/etc/x.png,no", "../b.png,no", "sub/../../b.png,no", r"C:\b.png,no", r"\b.png,no"]
+    captions = read(tmp_path, {"captions.csv": "\n".join(["file_name,text", *rows])})
+    assert captions.by_picture == {"a.png": ("fine",)}
+    assert [reject.reason for reject in captions.rejects] == [Reason.OUTSIDE] * 5
+    assert captions.rejects[0] == (
+        "/etc/x.png",
+        Reason.OUTSIDE,
+        "captions.csv line 3; names are relative to the folder",
+    )
+    nested = {"train/metadata.csv": "file_name,text\n1.png,one\n../a.png,no\n/a.png,no\n"}
+    (tmp_path / "captions.csv").unlink()
+    captions = read(tmp_path, nested, pictures=["a.png", "train/1.png"])
+    assert [reject.reason for reject in captions.rejects] == [Reason.OUTSIDE] * 2
+
+
+def test_other_spellings_of_a_path(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    rows = [f"{composed},one", r"sub\c.JPG,two", "./b.png,three"]
+    captions = read(tmp_path, {"captions.csv": "\n".join(["file_name,text", *rows])}, pictures=[decomposed, *PICTURES])
+    assert captions.by_picture == {decomposed: ("one",), "sub/c.JPG": ("two",), "b.png": ("three",)}
+
+
+def test_a_missing_picture_is_rejected_once(tmp_path: Path) -> None:
+    rows = ["a.png,one", "gone.png,1", "gone.png,2", "scan.tif,3"]
+    captions = read(tmp_path, {"captions.csv": "\n".join(["file_name,text", *rows])})
+    assert captions.rejects[0] == ("gone.png", Reason.NO_PICTURE, "captions.csv line 3")
+    assert captions.rejects[1].file == "scan.tif"
+    assert "line 5; the name of a picture ends in .png, .jpg" in captions.rejects[1].detail
+    assert len(captions.rejects) == 2
+
+
+def test_when_no_name_is_a_picture(tmp_path: Path) -> None:
+    table = "file_name,text\nx,one\ny,two\n"
+    message = rf"none of the 2 files that captions\.csv names.*{tmp_path}/x \(captions\.csv line 2\).*is there: a\.png"
+    refused(tmp_path, {"captions.csv": table}, message)
+    refused(tmp_path, {"captions.csv": table}, message, need_text=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions.csv", "", r"captions\.csv: no rows; expected columns file_name and text"),
+        ("captions.csv", "file_name,text\n", r"captions\.csv: no rows"),
+        ("captions.jsonl", "\n", r"captions\.jsonl: no rows"),
+        ("captions.csv", "picture;text\na.png;x\n", r"line 2: no column file_name; the columns are 'picture;text'"),
+        ("captions.csv", "file_name,words\na.png,x\n", r"line 2: no column text; the columns are 'file_name', 'words'"),
+        ("captions.csv", "text,file_name,text\nx,a.png,y\n", r"captions\.csv line 1: two columns of one name"),
+        ("captions.csv", "file_name,text\na.png,x\nb.png,y,z\n", r"line 3: 3 fields, but the header has 2 .*comma"),
+        ("captions.csv", "file_name,text\na.png,x\nb.png\n", r"captions\.csv line 3: 1 fields, but the header has 2"),
+        ("captions.tsv", "file_name\ttext\na.png\tx\ty\n", r"captions\.tsv line 2: 3 fields.* tab in it needs"),
+        ("captions.csv", 'file_name,text\na.png,"open\nb.png,y\n', r"captions\.csv line 3: unexpected end of data"),
+        ("captions.csv", 'file_name,text\na.png,"x" y\n', r"captions\.csv line 2: ',' expected after '\"'"),
+        ("captions.csv", "file_name,text\n ,x\n", r"line 2: file_name is ' ', expected the name of a picture"),
+        ("captions.csv", b"file_name,text\na.png,x\nb.png,caf\xe9\n", r"line 3: not UTF-8 \(byte 0xe9\)"),
+        ("captions.csv", CSV.encode("utf-16"), r"captions\.csv line 1: not UTF-8 \(byte 0xff\)"),
+        ("captions.jsonl", b'{"file_name": "a.png"}\n{"\xff', r"captions\.jsonl line 2: not UTF-8"),
+        ("captions.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name"\n', r"captions\.jsonl line 2: not JSON"),
+        ("captions.jsonl", '["a.png", "x"]\n', r"line 1: expected an object with file_name and text, got .\[\"a"),
+        ("captions.jsonl", '{"file_name": "a.png", "text": 3}\n', r"line 1: text is 3, expected a string"),
+        ("captions.jsonl", '{"file_name": "a.png", "text": ["x", {}]}\n', r"line 1: text is {}, expected a string"),
+        ("captions.jsonl", '{"file_name": 3, "text": "x"}\n', r"line 1: file_name is 3"),
+        ("captions.jsonl", '{"file_name": "a.png", "text": "x", "split": 1}\n', r"line 1: split is 1"),
+        ("captions.jsonl", '{"file_name": "a.png", "text": "\\ud800"}\n', r"line 1: text .* half of a surrogate pair"),
+        ("captions.jsonl", '{"file_name": "a.png"}\n', r"captions\.jsonl line 1: no column text"),
+    ],
+)
+def test_malformed_tables(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    refused(tmp_path, {name: content}, message)
+
+
+def test_a_table_without_texts_serves_where_none_are_needed(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"metadata.csv": "file_name,split\na.png,val\nb.png,train\n"}, need_text=False)
+    assert captions.by_picture == {"a.png": (), "b.png": ()}
+    assert captions.splits == {"a.png": "val", "b.png": "train"}
+
+
+def test_texts_beside_the_pictures(tmp_path: Path) -> None:
+    files = {
+        "a.txt": b"\xef\xbb\xbfa cat\n\n  one cat \na cat\n",
+        "sub/c.TXT": "a cow",
+        "b.txt": "",
+        "orphan.txt": "no picture",
+        "README.txt": "how this was made",
+    }
+    captions = read(tmp_path, files)
+    assert captions.by_picture == {"a.png": ("a cat", "one cat"), "b.png": (), "sub/c.JPG": ("a cow",)}
+    assert captions.doubled == 1
+    assert captions.rejects == (("orphan.txt", Reason.NO_PICTURE, "no picture of that name beside it"),)
+
+
+def test_a_text_that_cannot_be_read_costs_its_picture(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"a.txt": b"ok\ncaf\xe9\n", "b.txt": "a dog"})
+    assert captions.by_picture == {"b.png": ("a dog",)}
+    (reject,) = captions.rejects
+    assert (reject.file, reject.reason) == ("a.png", Reason.BAD_CAPTION)
+    assert f"{tmp_path}/a.txt line 2: not UTF-8" in reject.detail
+
+
+def test_texts_elsewhere_are_no_layout(tmp_path: Path) -> None:
+    others = write(tmp_path, {"notes.txt": "x", "sub/a.txt": "of no picture in sub", "table.csv": CSV})
+    assert read_captions(tmp_path, PICTURES, others, need_text=True) is None
+
+
+def coco(images: list[tuple[int, str]], captions: list[tuple[int, str]]) -> str:
+    record = {
+        "info": {},
+        "images": [{"id": key, "file_name": file, "height": 1} for key, file in images],
+        "annotations": [{"image_id": key, "id": i, "caption": text} for i, (key, text) in enumerate(captions)],
+    }
+    return json.dumps(record)
+
+
+def test_coco_as_it_is_downloaded(tmp_path: Path) -> None:
+    files = {
+        "annotations/captions_train2017.json": coco(
+            [(9, "1.jpg"), (8, "2.jpg")], [(8, "two"), (9, "one"), (9, "uno ")]
+        ),
+        "annotations/captions_val2017.json": coco([(9, "3.jpg"), (7, "4.jpg")], [(9, "three")]),
+        "annotations/instances_val2017.json": "{}",
+    }
+    pictures = ["train2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg", "val2017/4.jpg"]
+    captions = read(tmp_path, files, pictures=pictures)
+    assert captions.by_picture == dict(zip(pictures, [("one", "uno"), ("two",), ("three",), ()], strict=True))
+    assert [captions.splits[picture] for picture in pictures] == ["train", "train", "val", "val"]
+    assert captions.origin == "annotations/captions_train2017.json and annotations/captions_val2017.json"
+
+
+def test_coco_in_the_folder_itself_and_without_a_split(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"captions_mine.json": coco([(1, "a.png"), (2, "c.JPG")], [(1, "cat"), (2, "cow")])})
+    assert captions.by_picture == {"a.png": ("cat",), "sub/c.JPG": ("cow",)}
+    assert captions.splits == {}
+
+
+def test_coco_prefers_the_folder_of_its_own_name(tmp_path: Path) -> None:
+    files = {"captions_val2017.json": coco([(1, "1.jpg")], [(1, "one")])}
+    pictures = ["images/val2017/1.jpg", "images/train2017/1.jpg"]
+    assert read(tmp_path, files, pictures=pictures).by_picture == {"images/val2017/1.jpg": ("one",)}
+    message = r"images\[0\]: 1\.jpg could be any of x/1\.jpg, y/1\.jpg; keep its pictures in val2017/"
+    refused(tmp_path, files, message, pictures=["x/1.jpg", "y/1.jpg"])
+
+
+def test_coco_of_pictures_that_were_not_downloaded(tmp_path: Path) -> None:
+    files = {
+        "annotations/captions_train2017.json": coco([(1, "1.jpg")], [(1, "one")]),
+        "annotations/captions_val2017.json": coco([(2, "2.jpg"), (3, "3.jpg")], [(2, "two"), (3, "three")]),
+    }
+    captions = read(tmp_path, files, pictures=["val2017/2.jpg"])
+    assert captions.by_picture == {"val2017/2.jpg": ("two",)}
+    assert captions.notes == ("annotations/captions_train2017.json is not used, none of its pictures is here",)
+    (reject,) = captions.rejects
+    assert (reject.file, reject.reason) == ("3.jpg", Reason.NO_PICTURE)
+    assert reject.detail == "annotations/captions_val2017.json image 3"
+    refused(tmp_path, files, "none of the 3 files", pictures=["elsewhere.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"captions_x\.json: not JSON"),
+        ("[]", r"captions_x\.json: no list of 'images'"),
+        ('{"images": [{"id": 1, "file_name": "a.png"}]}', r"no list of 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: expected an object with id and file_name"),
+        ('{"images": [{"id": [1], "file_name": "a.png"}], "annotations": []}', r"images\[0\]: expected an object"),
+        (coco([(1, "a.png"), (1, "b.png")], []), r"images\[1\]: a second image with id 1"),
+        (coco([(1, "a.png")], [(2, "x")]), r"annotations\[0\]: image_id 2 is the id of no image"),
+        (coco([(1, "a.png")], [(1, None)]), r"annotations\[0\]: expected an object with image_id and caption"),
+        (coco([(1, "a.png")], [(1, 5)]), r"annotations\[0\]: caption is 5, expected a string"),
+        (b"\xff", r"captions_x\.json line 1: not UTF-8"),
+    ],
+)
+def test_malformed_coco(tmp_path: Path, content: str | bytes, message: str) -> None:
+    refused(tmp_path, {"captions_x.json": content}, message)

@@ -1,0 +1,172 @@
+"""A run that is resumed under Lightning's Trainer sees exactly the batches that it would have seen."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from tests.data.fakes import Fake, epochs_of, prior_data, same, tokenizer_data
+
+# 36 training samples in batches of 4: 9 batches an epoch.
+
+
+class Watch(pl.LightningModule):
+    """Notes the keys of every batch it has trained on; stops in the middle of step `interrupt_at`."""
+
+    def __init__(self, interrupt_at: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained: list[list[str]] = []
+        self.interrupt_at = interrupt_at
+
+    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
+        if self.interrupt_at is not None and len(self.trained) == self.interrupt_at:
+            raise InterruptedError
+        return self.weight * batch["images"].mean()
+
+    def on_train_batch_end(self, outputs, batch: dict, batch_idx: int) -> None:
+        self.trained.append(batch["keys"])
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveOnException(pl.Callback):
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer, module, exception) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def trainer_of(folder, callbacks=(), **settings) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", callbacks=list(callbacks), **({"max_epochs": 3} | quiet | settings)
+    )
+
+
+def expected_keys(epochs: int) -> list[list[str]]:
+    return [batch["keys"] for batch in epochs_of(tokenizer_data(), epochs)]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(many workers|ModelCheckpoint|Checkpoint directory|logging).*")
+
+
+def test_a_run_sees_the_epochs_in_order(tmp_path):
+    watch = Watch()
+    trainer_of(tmp_path, enable_checkpointing=False).fit(watch, tokenizer_data())
+    assert watch.trained == expected_keys(3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [1, 5, 9, 12, 18])
+def test_resuming_goes_on_with_the_next_batch(tmp_path, step, workers):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=step, save_top_k=-1)
+    trainer_of(tmp_path, [saving], max_epochs=2).fit(Watch(), tokenizer_data())
+    watch = Watch()
+    checkpoint = tmp_path / f"step={step}.ckpt"
+    trainer_of(tmp_path, enable_checkpointing=False).fit(watch, tokenizer_data(workers=workers), ckpt_path=checkpoint)
+    assert watch.trained == expected_keys(3)[step:]
+
+
+def test_resuming_from_the_end_of_an_epoch(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    for on_train_epoch_end in (True, False):
+        saving = pl.callbacks.ModelCheckpoint(
+            tmp_path / str(on_train_epoch_end),
+            filename="{epoch}",
+            save_top_k=-1,
+            save_on_train_epoch_end=on_train_epoch_end,
+        )
+        trainer_of(tmp_path, [saving], max_epochs=2).fit(Watch(), tokenizer_data())
+        watch = Watch()
+        checkpoint = tmp_path / str(on_train_epoch_end) / "epoch=0.ckpt"
+        trainer_of(tmp_path, enable_checkpointing=False).fit(watch, tokenizer_data(), ckpt_path=checkpoint)
+        assert watch.trained == expected_keys(3)[9:]
+
+
+def test_resuming_from_a_validation_in_the_middle(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
+    trainer_of(tmp_path, [saving], max_epochs=1, val_check_interval=4).fit(Watch(), tokenizer_data())
+    for step in (4, 8):
+        watch = Watch()
+        trainer = trainer_of(tmp_path, enable_checkpointing=False, val_check_interval=4)
+        trainer.fit(watch, tokenizer_data(), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert watch.trained == expected_keys(3)[step:]
+
+
+@pytest.mark.parametrize("step", [9, 12, 14])
+def test_a_run_that_ended_by_max_steps_can_be_made_longer(tmp_path, step):
+    trainer = trainer_of(tmp_path, max_steps=step, enable_checkpointing=False)
+    trainer.fit(Watch(), tokenizer_data())
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    watch = Watch()
+    longer = trainer_of(tmp_path, max_epochs=-1, max_steps=25, enable_checkpointing=False)
+    longer.fit(watch, tokenizer_data(), ckpt_path=tmp_path / "end.ckpt")
+    assert watch.trained == expected_keys(3)[step:25]
+
+
+@pytest.mark.parametrize("step", [0, 3, 9, 13])
+def test_an_interrupted_step_is_done_again(tmp_path, step):
+    path = tmp_path / "interrupted.ckpt"
+    with pytest.raises(InterruptedError):
+        trainer_of(tmp_path, [SaveOnException(path)]).fit(Watch(interrupt_at=step), tokenizer_data())
+    watch = Watch()
+    trainer_of(tmp_path, enable_checkpointing=False).fit(watch, tokenizer_data(), ckpt_path=path)
+    assert watch.trained == expected_keys(3)[step:]
+
+
+def test_epochs_that_end_early_are_not_taken_up_again(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    through = Watch()
+    trainer_of(tmp_path, [saving], limit_train_batches=4).fit(through, tokenizer_data())
+    whole = expected_keys(3)
+    assert through.trained == whole[:4] + whole[9:13] + whole[18:22]
+    for step in (2, 4, 6):
+        watch = Watch()
+        trainer = trainer_of(tmp_path, limit_train_batches=4, enable_checkpointing=False)
+        trainer.fit(watch, tokenizer_data(), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert watch.trained == through.trained[step:]
+
+
+def test_resuming_with_accumulated_gradients(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer_of(tmp_path, [saving], accumulate_grad_batches=2).fit(Watch(), tokenizer_data())
+    watch = Watch()
+    trainer = trainer_of(tmp_path, accumulate_grad_batches=2, enable_checkpointing=False)
+    trainer.fit(watch, tokenizer_data(), ckpt_path=tmp_path / "step=2.ckpt")
+    assert watch.trained == expected_keys(3)[4:]
+
+
+def test_overfit_batches_is_refused_with_a_reason(tmp_path):
+    with pytest.raises(ValueError, match="overfit_batches would replace the order"):
+        trainer_of(tmp_path, overfit_batches=2, enable_checkpointing=False).fit(Watch(), tokenizer_data())
+
+
+def test_resuming_in_the_middle_with_another_batch_size_is_refused(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=3, enable_checkpointing=False)
+    trainer.fit(Watch(), tokenizer_data())
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    with pytest.raises(ValueError, match="global_batch_size was 4 and is 6"):
+        trainer_of(tmp_path, enable_checkpointing=False).fit(
+            Watch(), tokenizer_data(batch_size=6), ckpt_path=tmp_path / "end.ckpt"
+        )
+
+
+def test_resuming_with_another_text_tokenizer_is_refused():
+    data = prior_data()
+    data.setup()
+    iterator = iter(data.train_dataloader())
+    next(iterator)
+    state = data.state_dict()
+    again = prior_data()
+    again.setup()
+    again.load_state_dict(state)
+    assert same(next(iter(again.train_dataloader())), next(iterator))
+    other = prior_data(Fake(44))
+    other.setup()
+    with pytest.raises(ValueError, match=r"text tokenizer \w{16}, this run has \w{16}"):
+        other.load_state_dict(state)

@@ -1,0 +1,59 @@
+import torch
+
+from transformer.noise import exponential_noise, splitmix64
+
+
+def splitmix64_of_integers(seed: int, count: int) -> list[int]:
+    """The published generator, step by step, in whole numbers modulo 2^64."""
+    outputs, state = [], seed % 2**64
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = state
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        outputs.append(z ^ (z >> 31))
+    return outputs
+
+
+def unsigned(values: torch.Tensor) -> list[int]:
+    return [value % 2**64 for value in values.tolist()]
+
+
+def test_known_outputs():
+    """The first five for seed 1234567, as commonly published for checking implementations."""
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    assert splitmix64_of_integers(1234567, 5) == expected
+    assert unsigned(splitmix64(torch.tensor(1234567), torch.arange(5))) == expected
+
+
+def test_equals_the_generator_for_any_seed():
+    for seed in (0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF):
+        assert unsigned(splitmix64(torch.tensor(seed), torch.arange(50))) == splitmix64_of_integers(seed, 50)
+
+
+def test_noise_of_a_seed_ignores_its_company():
+    together = exponential_noise(torch.tensor([5, 9, -3]), 7, 11)
+    torch.testing.assert_close(exponential_noise(torch.tensor([9]), 7, 11)[0], together[1], atol=0, rtol=0)
+
+
+def test_noise_differs_by_seed_position_and_code():
+    seeds = torch.arange(20)
+    noise = torch.cat([exponential_noise(seeds, position, 30) for position in range(20)])
+    assert noise.unique().numel() == noise.numel()
+
+
+def test_noise_is_exponential():
+    """Mean, variance and tail of Exp(1), over neighbouring seeds and over positions of one seed."""
+    by_seed = exponential_noise(torch.arange(1000), 3, 200).flatten()
+    by_position = torch.cat([exponential_noise(torch.tensor([0]), position, 200) for position in range(1000)]).flatten()
+    for sample in (by_seed, by_position):
+        assert sample.min() > 0
+        assert abs(sample.mean() - 1) < 0.01
+        assert abs(sample.var() - 1) < 0.03
+        assert abs((sample > 3).double().mean() - torch.tensor(-3.0).exp()) < 0.002

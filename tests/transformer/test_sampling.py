@@ -1,0 +1,258 @@
+import math
+
+import pytest
+import torch
+
+from transformer.cache import KVCache
+from transformer.embeddings import null_captions
+from transformer.noise import exponential_noise
+from transformer.sampling import (
+    SamplingConfig,
+    choose_token,
+    decode_one_token,
+    generate,
+    guide,
+    prefill,
+    sample_token,
+    warp_logits,
+)
+
+BLOCKS = pytest.mark.parametrize("block", ["paper", "modern"])
+PADS = pytest.mark.parametrize("attend_pads", [True, False])
+
+
+@torch.no_grad()
+def decoded_logits(prior, text_tokens, image_tokens, start: int = 0) -> torch.Tensor:
+    """Logits of the image tokens from `start` on by the cache, each earlier token given: (B, h * w - start, K)."""
+    cache, prefix_lengths = KVCache(prior.config.n_layer, prior.config.seq_len), prior.prefix_lengths(text_tokens)
+    flat = image_tokens.flatten(1)
+    logits = [prefill(prior, text_tokens, flat[:, :start], cache)]
+    for index in range(start, flat.shape[1] - 1):
+        logits.append(decode_one_token(prior, flat[:, index], index, cache, prefix_lengths))
+    return torch.stack(logits, dim=1)
+
+
+@BLOCKS
+@PADS
+@pytest.mark.parametrize("conv_wrap", ["linear", "clamped", "modulo"])
+def test_cache_equals_the_full_forward_pass(make_prior, make_batch, block, attend_pads, conv_wrap):
+    """At every position of the picture, through row, column and conv layers."""
+    prior = make_prior(block=block, attend_pads=attend_pads, conv_wrap=conv_wrap)
+    text_tokens, image_tokens = make_batch(5)
+    expected = prior(text_tokens, image_tokens).image_logits
+    torch.testing.assert_close(decoded_logits(prior, text_tokens, image_tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["causal", "row", "column", "conv"])
+@PADS
+def test_cache_equals_the_full_forward_pass_for_each_mask(make_prior, make_batch, kind, attend_pads):
+    prior = make_prior(attend_pads=attend_pads, n_layer=3)
+    prior.patterns = [prior.config.pattern(kind)] * 3
+    text_tokens, image_tokens = make_batch(3)
+    expected = prior(text_tokens, image_tokens).image_logits
+    torch.testing.assert_close(decoded_logits(prior, text_tokens, image_tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+@BLOCKS
+@PADS
+@pytest.mark.parametrize("start", [1, 5, 11])
+def test_prefill_takes_in_a_given_beginning(make_prior, make_batch, block, attend_pads, start):
+    prior = make_prior(block=block, attend_pads=attend_pads)
+    text_tokens, image_tokens = make_batch(3)
+    expected = prior(text_tokens, image_tokens).image_logits[:, start:]
+    decoded = decoded_logits(prior, text_tokens, image_tokens, start)
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_cache_holds_no_more_than_the_sequence(make_prior):
+    cache = KVCache(2, 5)
+    k = torch.randn(1, 2, 3, 4)
+    keys, values = cache.update(1, 0, k, 2 * k)
+    assert torch.equal(keys, k)
+    assert torch.equal(values, 2 * k)
+    keys, _ = cache.update(1, 3, k[:, :, :2], k[:, :, :2])
+    assert torch.equal(keys, torch.cat([k, k[:, :, :2]], dim=2))
+    with pytest.raises(AssertionError, match=r"positions 4\.\.6 in a cache of 5"):
+        cache.update(1, 4, k, k)
+
+
+def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(make_prior, make_batch):
+    prior = make_prior()
+    text_tokens, _ = make_batch(3)
+    config = SamplingConfig(temperature=0)
+    tokens = generate(prior, text_tokens, seeds=torch.arange(3), config=config)
+    assert torch.equal(prior(text_tokens, tokens).image_logits.argmax(dim=-1), tokens.flatten(1))
+
+
+def test_guided_tokens_are_drawn_from_the_guided_full_forward_pass(make_prior, make_batch):
+    prior = make_prior()
+    text_tokens, _ = make_batch(3)
+    config = SamplingConfig(temperature=0, guidance_scale=2.5)
+    tokens = generate(prior, text_tokens, seeds=torch.arange(3), config=config)
+    cond = prior(text_tokens, tokens).image_logits
+    null = prior(null_captions(3, 6), tokens).image_logits
+    assert torch.equal((null + 2.5 * (cond - null)).argmax(dim=-1), tokens.flatten(1))
+
+
+@BLOCKS
+def test_a_picture_is_a_function_of_its_own_seed(make_prior, make_batch, block):
+    """Alone, in a batch of five, in another order: the same."""
+    prior = make_prior(block=block)
+    text_tokens, _ = make_batch(5)
+    seeds = torch.tensor([3, 1, 4, 1, -5])
+    config = SamplingConfig(guidance_scale=1.5, top_k=9, top_p=0.95)
+    together = generate(prior, text_tokens, seeds=seeds, config=config)
+    assert together.shape == (5, 4, 3)
+    for row in range(5):
+        alone = generate(prior, text_tokens[row : row + 1], seeds=seeds[row : row + 1], config=config)
+        assert torch.equal(alone[0], together[row])
+    order = torch.tensor([4, 2, 0, 3, 1])
+    assert torch.equal(generate(prior, text_tokens[order], seeds=seeds[order], config=config), together[order])
+
+
+def test_other_seeds_give_other_pictures(make_prior, make_batch):
+    prior = make_prior()
+    text_tokens = make_batch(1)[0].expand(8, -1)
+    tokens = generate(prior, text_tokens, seeds=torch.arange(8), config=SamplingConfig())
+    assert len({tuple(picture.flatten().tolist()) for picture in tokens}) == 8
+
+
+def test_given_tokens_stay_and_the_rest_goes_on_from_them(make_prior, make_batch):
+    prior = make_prior()
+    text_tokens, _ = make_batch(3)
+    seeds, config = torch.arange(3), SamplingConfig(guidance_scale=2.0)
+    whole = generate(prior, text_tokens, seeds=seeds, config=config)
+    for count in (0, 1, 7, 12):
+        prefix = whole.flatten(1)[:, :count]
+        again = generate(prior, text_tokens, seeds=seeds, config=config, prefix_image_tokens=prefix)
+        assert torch.equal(again, whole)  # the noise of a position does not depend on where sampling began
+    other = (whole.flatten(1)[:, :7] + 1) % 13
+    completed = generate(prior, text_tokens, seeds=seeds, config=config, prefix_image_tokens=other)
+    assert torch.equal(completed.flatten(1)[:, :7], other)
+
+
+def test_progress_counts_tokens(make_prior, make_batch):
+    calls = []
+    text_tokens, image_tokens = make_batch(2)
+    generate(
+        make_prior(),
+        text_tokens,
+        seeds=torch.arange(2),
+        config=SamplingConfig(),
+        prefix_image_tokens=image_tokens.flatten(1)[:, :9],
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert calls == [(9, 12), (10, 12), (11, 12), (12, 12)]
+
+
+def test_guidance_ends():
+    cond, null = torch.randn(2, 4, 7)
+    torch.testing.assert_close(guide(cond, null, 1.0), cond)
+    torch.testing.assert_close(guide(cond, null, 0.0), null)
+    torch.testing.assert_close(guide(cond, null, 3.0), cond + 2 * (cond - null))
+
+
+def test_without_guidance_no_null_rows_are_run(make_prior, make_batch, monkeypatch):
+    prior = make_prior()
+    text_tokens, _ = make_batch(2)
+    rows = []
+    monkeypatch.setattr(
+        prior.embedding, "text", lambda tokens, text=prior.embedding.text: rows.append(len(tokens)) or text(tokens)
+    )
+    for scale in (1.0, 2.0):
+        generate(prior, text_tokens, seeds=torch.arange(2), config=SamplingConfig(guidance_scale=scale))
+    assert rows == [2, 4]
+
+
+def probabilities(logits: list[float], **settings) -> list[float]:
+    return warp_logits(torch.tensor([logits]), SamplingConfig(**settings)).softmax(dim=-1)[0].tolist()
+
+
+EIGHTHS = [math.log(1 / 8), math.log(4 / 8), math.log(1 / 8), math.log(2 / 8)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [1 / 8, 4 / 8, 1 / 8, 2 / 8]),
+        ({"temperature": 0.5}, [1 / 22, 16 / 22, 1 / 22, 4 / 22]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 2}, [0, 4 / 6, 0, 2 / 6]),
+        ({"top_k": 9}, [1 / 8, 4 / 8, 1 / 8, 2 / 8]),
+        ({"top_p": 0.4}, [0, 1, 0, 0]),
+        ({"top_p": 0.6}, [0, 4 / 6, 0, 2 / 6]),
+        ({"top_p": 0.8}, [1 / 7, 4 / 7, 0, 2 / 7]),
+        ({"top_p": 1.0}, [1 / 8, 4 / 8, 1 / 8, 2 / 8]),
+        # Top-p works on what top-k leaves: 4/6 and 2/6, of which the first alone reaches 0.6.
+        ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
+        ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0]),
+    ],
+)
+def test_warped_distributions_by_hand(settings, expected):
+    assert probabilities(EIGHTHS, **settings) == pytest.approx(expected, abs=1e-6)
+
+
+def test_draws_follow_the_distribution():
+    """20,000 seeds against the probabilities, within four standard deviations."""
+    expected = torch.tensor([0.05, 0.5, 0.0, 0.2, 0.25])
+    count = 20_000
+    for position in (0, 17):
+        noise = exponential_noise(torch.arange(count), position, 5)
+        drawn = sample_token(expected.log().expand(count, 5), noise)
+        shares = torch.bincount(drawn, minlength=5) / count
+        assert (shares - expected).abs().le(4 * (expected * (1 - expected) / count).sqrt()).all()
+
+
+def test_rounding_hardly_ever_changes_a_draw():
+    """Logits off by what sums in another order are off by, over as many tokens as two pictures of 32x32 have."""
+    torch.manual_seed(0)
+    logits = torch.randn(2000, 2048) * 2
+    noise = exponential_noise(torch.arange(2000), 0, 2048)
+    nudged = logits + 1e-6 * torch.randn_like(logits)
+    assert torch.equal(sample_token(logits, noise), sample_token(nudged, noise))
+
+
+def test_temperature_zero_ignores_noise_and_cuts():
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    for config in (SamplingConfig(temperature=0), SamplingConfig(temperature=0, top_k=2, top_p=0.5)):
+        assert {int(choose_token(logits, torch.tensor([seed]), 0, config)) for seed in range(20)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature is -0\.1"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"top_k": 0}, "top_k is 0, expected a whole number"),
+        ({"top_k": 0.9}, r"top_k is 0\.9, expected a whole number"),
+        ({"top_k": True}, "top_k is True"),
+        ({"top_p": 0.0}, r"top_p is 0\.0"),
+        ({"top_p": 1.5}, r"top_p is 1\.5"),
+        ({"top_p": math.nan}, "top_p is nan"),
+        ({"guidance_scale": -1.0}, r"guidance_scale is -1\.0"),
+        ({"guidance_scale": math.inf}, "guidance_scale is inf"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_tokens": torch.zeros(2, 6).long()}, r"text_tokens are \(2, 6\)"),
+        ({"text_tokens": torch.full((2, 5), 11)}, "text_tokens hold ids from 11 to 11, expected -1 to 10"),
+        ({"text_tokens": torch.full((2, 5), -2)}, "text_tokens hold ids from -2"),
+        ({"seeds": torch.arange(3)}, r"seeds are \(3,\) torch.int64, expected \(2,\)"),
+        ({"seeds": torch.rand(2)}, "torch.float32"),
+        ({"prefix_image_tokens": torch.zeros(2, 13).long()}, "with n at most 12"),
+        ({"prefix_image_tokens": torch.zeros(1, 3).long()}, r"\(1, 3\), expected \(2, n\)"),
+        ({"prefix_image_tokens": torch.full((2, 3), 13)}, "hold ids from 13 to 13, expected 0 to 12"),
+    ],
+)
+def test_impossible_inputs_are_refused(make_prior, make_batch, changes, message):
+    inputs = {"text_tokens": make_batch(2)[0], "seeds": torch.arange(2), "config": SamplingConfig()} | changes
+    with pytest.raises(ValueError, match=message):
+        generate(make_prior(), inputs.pop("text_tokens"), **inputs)

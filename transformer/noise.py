@@ -1,0 +1,46 @@
+"""Random numbers as a function of (seed, position, code): SplitMix64, computed on tensors.
+
+Sampling asks for the same picture alone, in any batch, on any device and in any order. A stateful generator ties each
+number to all drawn before it; a counter-based one does not. SplitMix64 (Steele, Lea, Flood 2014,
+https://doi.org/10.1145/2660193.2660195) is a counter times an odd constant, scrambled: its n-th output is computed
+directly, with integer arithmetic that is exact everywhere.
+
+Shapes: B batch, K codebook.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that has it: PyTorch's int64 wraps around, which is the arithmetic wanted."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+GAMMA = _signed(0x9E3779B97F4A7C15)
+MIX_1 = _signed(0xBF58476D1CE4E5B9)
+MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def splitmix64(seeds: Tensor, index: Tensor) -> Tensor:
+    """Output number `index` (from 0) of the generator seeded with `seeds`: int64, any 64 bits; both broadcast."""
+    z = seeds + (index + 1) * GAMMA
+    z = (z ^ _shift_right(z, 30)) * MIX_1
+    z = (z ^ _shift_right(z, 27)) * MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift that moves zeros in at the left, where int64's own repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def exponential_noise(seeds: Tensor, position: int, codebook_size: int) -> Tensor:
+    """Exp(1) variates for the codes at one picture position, float64 (B, K), from int64 seeds (B,).
+
+    The seed is scrambled once before use, so that seeds 0, 1, 2, ... start far apart in the counter.
+    """
+    counter = torch.arange(codebook_size, device=seeds.device) + position * codebook_size
+    bits = splitmix64(splitmix64(seeds, torch.zeros_like(seeds))[:, None], counter)
+    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
+    return -uniform.log()
