@@ -1,4 +1,4 @@
-"""Lightning callbacks of the training scripts: pictures while it trains, a stop that loses nothing, a quiet progress."""
+"""Lightning callbacks of the scripts: pictures while it trains, a stop that loses nothing, a quiet progress."""
 
 import signal
 import sys
@@ -43,7 +43,9 @@ class PictureWriter(Callback):
         draw: makes the picture (3, H, W) from the system being validated.
     """
 
-    def __init__(self, name: str, folder: Path, draw: Callable[[pl.LightningModule], Tensor], seconds: float = 60) -> None:
+    def __init__(
+        self, name: str, folder: Path, draw: Callable[[pl.LightningModule], Tensor], seconds: float = 60
+    ) -> None:
         self.name, self.folder, self.draw, self.seconds = name, folder, draw, seconds
         self._last = -float("inf")
 

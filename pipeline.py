@@ -87,7 +87,7 @@ class TextToImage:
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "TextToImage":
         """The bundle that `save_pretrained` wrote.
 
-        Raises ValueError for files that are missing, damaged, or not made for each other, or a device that is not there.
+        Raises ValueError for files that are missing, damaged or not made for each other, or a device that is not there.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -197,7 +197,9 @@ def check_fingerprint(expected: str, image_tokenizer: nn.Module) -> None:
 def _read_bundle(folder: Path) -> dict[str, Any]:
     path = folder / BUNDLE
     if not path.is_file():
-        raise ValueError(f"{folder} is no bundle: {BUNDLE} is missing, so its export never finished or it is something else")
+        raise ValueError(
+            f"{folder} is no bundle: {BUNDLE} is missing, so its export never finished or it is something else"
+        )
     try:
         bundle = json.loads(path.read_text(encoding="utf-8"))
         bundle["image_tokenizer"], bundle["prior"]

@@ -1,11 +1,11 @@
 """Train a tokenizer, then a prior.
 
-    python train.py tokenizer fit --config small --data.folder my/pictures --run runs/my-tokenizer
-    python train.py prior     fit --config small --data.folder my/pictures --tokenizer runs/my-tokenizer --run runs/my-prior
+    python train.py tokenizer fit --config small --data.folder pictures --run runs/my-tokenizer
+    python train.py prior fit --config small --data.folder pictures --tokenizer runs/my-tokenizer --run runs/my-prior
 
-`--config` takes a file, or the name of one in configs/tokenizer or configs/prior. Every value in it can be overridden on
-the command line (--trainer.max_steps 1000), --print_config shows all of them, --help explains them. Ctrl-C ends a run
-with a checkpoint; the same command with --ckpt_path last goes on. A run ends with a model folder, RUN/model.
+`--config` takes a file, or the name of one in configs/tokenizer or configs/prior. Every value in it can be overridden
+on the command line (--trainer.max_steps 1000), --print_config shows all of them, --help explains them. Ctrl-C ends a
+run with a checkpoint; the same command with --ckpt_path last goes on. A run ends with a model folder, RUN/model.
 """
 
 import logging
@@ -80,7 +80,9 @@ class RunCLI(LightningCLI):
         if wanted == "last" and not last.is_file():
             raise ValueError(f"nothing to go on with: {last} is missing")
         if wanted is None and last.is_file():
-            raise ValueError(f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run")
+            raise ValueError(
+                f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
+            )
 
     def after_fit(self) -> None:
         print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
@@ -129,7 +131,9 @@ class PriorCLI(RunCLI):
         sizes = {"codebook_size": "codebook_size", "grid_size": "grid_size"}
         for name, target in sizes.items():
             parser.link_arguments(
-                "tokenizer", f"model.prior.{target}", compute_fn=lambda path, n=name: getattr(_tokenizer_config(path), n)
+                "tokenizer",
+                f"model.prior.{target}",
+                compute_fn=lambda path, n=name: getattr(_tokenizer_config(path), n),
             )
         parser.link_arguments("tokenizer", "data.image_size", compute_fn=lambda p: _tokenizer_config(p).image_size)
         parser.link_arguments("data.text.text_len", "model.prior.text_len")
@@ -219,7 +223,8 @@ def train(kind: str, args: list[str]) -> None:
             data,
             args=args,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={name: {"exit_on_error": False} for name in run_class.subcommands()} | {"exit_on_error": False},
+            parser_kwargs={name: {"exit_on_error": False} for name in run_class.subcommands()}
+            | {"exit_on_error": False},
             trainer_defaults={
                 "use_distributed_sampler": False,  # the data share themselves out, see data/order.py
                 "log_every_n_steps": 10,

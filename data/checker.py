@@ -1,4 +1,4 @@
-"""Says whether a caption is true of a picture: what data/reader.py finds in it, held against what the caption states."""
+"""Says whether a caption is true of a picture: what data/reader.py finds in it, held against what the caption says."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -135,7 +135,7 @@ def _read_object(pixels: np.ndarray, background: np.ndarray, contrast: np.ndarra
     size = len(pixels)
     colour = _colour(pixels[region], contrast[region])
     mask = _unmix(pixels, background, np.array(RGB[colour]) / 255, region)
-    if mask.sum() < 0.5 * region.sum():  # its colour does not lead from the background to these pixels
+    if mask.sum() < 0.2 * region.sum():  # its colour does not lead from the background to these pixels
         mask = region.astype(float)
     seen, (x, y), area = _standardise(mask)
     shape, fit = _best_shape(seen)

@@ -24,5 +24,5 @@ class Source(Protocol):
         ...
 
     def split(self, index: int) -> str | None:
-        """"train", "val" or "test" where the source says so, else None: the datamodule then splits by the key."""
+        """ "train", "val" or "test" where the source says so, else None: the datamodule then splits by the key."""
         ...

@@ -124,6 +124,8 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (B, H, T, D)")
+        if x.numel() == 0:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, expected at least 1 everywhere")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}")
     if not q.dtype.is_floating_point:

@@ -177,8 +177,10 @@ def _band_parts(pattern: Pattern, q: Tensor) -> list[Part]:
     head_rows += (height - head_rows) % band_rows
     bands = (height - head_rows) // band_rows
 
-    head = Windows.one(text_len, head_rows * width)
-    parts = [Part(head, head, _image_mask(pattern, head, head, q))]
+    parts = []
+    if head_rows:  # none where a query sees itself only
+        head = Windows.one(text_len, head_rows * width)
+        parts.append(Part(head, head, _image_mask(pattern, head, head, q)))
     if bands:
         start, band = text_len + head_rows * width, band_rows * width
         queries = Windows(start, bands, band, band)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model_files import load_config, load_weights, save_folder
 from transformer.attention import Attend, attend_sequence
 from transformer.blocks import ModernBlock, PaperBlock
 from transformer.config import NORM_EPS, PriorConfig, layer_kinds
 from transformer.embeddings import JointEmbedding, text_lengths
-from transformer.pretrained import load_config, load_weights, save_folder
 from transformer.rotary import rotary_angles
 
 INIT_STD = 0.02

@@ -1,4 +1,7 @@
-"""The dVAE's residual block: four convolutions, ReLU before each, no normalisation (https://arxiv.org/abs/2102.12092, A.1)."""
+"""The dVAE's residual block: four convolutions, ReLU before each, no normalisation.
+
+https://arxiv.org/abs/2102.12092, appendix A.1.
+"""
 
 from collections import OrderedDict
 

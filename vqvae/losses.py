@@ -17,7 +17,7 @@ from vqvae.pixels import map_pixels
 def logit_laplace_nll(images: Tensor, mu: Tensor, ln_b: Tensor) -> Tensor:
     """Negative log-likelihood of images under the logit-Laplace distribution, in nats per colour value.
 
-    f(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x)), x = phi(image) (https://arxiv.org/abs/2102.12092, eq. 2).
+    f(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x)), x = phi(image) (https://arxiv.org/abs/2102.12092, eq 2).
 
     Args:
         images: (B, 3, H, W) in [0, 1].

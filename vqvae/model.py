@@ -1,6 +1,7 @@
 """DiscreteVAE: encoder + quantizer + decoder. images (B, 3, H, W) in [0, 1] <-> indices (B, h, w).
 
-The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at any size; the quantizer is chosen by config.
+The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at any size, with the quantizer that the
+configuration names.
 """
 
 from dataclasses import asdict
@@ -11,7 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pretrained import load_config, load_weights, save_folder
+from model_files import load_config, load_weights, save_folder
 from vqvae.config import DiscreteVAEConfig
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
@@ -80,8 +81,10 @@ class DiscreteVAE(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """indices (B, h, w) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
         if indices.ndim != 3 or indices.is_floating_point():
-            raise ValueError(f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, expected (B, h, w) int64")
-        if indices.numel() and not (0 <= indices.min() and indices.max() < self.codebook_size):
+            raise ValueError(
+                f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, expected (B, h, w) int64"
+            )
+        if indices.numel() and not (indices.min() >= 0 and indices.max() < self.codebook_size):
             raise ValueError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}, expected 0 to {self.codebook_size - 1}"
             )
@@ -105,7 +108,7 @@ class DiscreteVAE(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "DiscreteVAE":
         """The model that `save_pretrained` wrote, on the CPU and in evaluation mode.
 
-        Raises ValueError for a file that is missing or damaged, or settings and weights that do not fit; names the file.
+        Raises ValueError naming a file that is missing or damaged, or settings and weights that do not fit.
         """
         model = cls(cls.load_config(folder))
         load_weights(folder, model)

@@ -76,7 +76,7 @@ class Gumbel(Quantizer):
     """The paper's relaxation (https://arxiv.org/abs/2102.12092, section 2.1 and appendix A.2).
 
     Gumbel-softmax over the codebook, soft in the forward and in the backward pass. The loss is beta * KL to the uniform
-    prior, taken from the raw logits and divided, like the reconstruction, by the number of colour values of the picture:
+    prior, taken from the raw logits and divided, like the reconstruction, by the picture's number of colour values:
     beta / values_per_code on the KL averaged over the positions (6.6 / 192 in the paper).
 
     Args:
@@ -161,7 +161,7 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"decay is {decay}, expected a number between 0 and 1")
         self.in_channels = self.out_channels = codebook_dim
         self.commitment, self.decay, self.restart_below = commitment, decay, restart_below
-        # Untrained encoders send every patch into nearly the same direction; on the unit sphere all would share one code.
+        # Untrained encoders send every patch into nearly the same direction; on the unit sphere all would share a code.
         self.standardise = nn.BatchNorm2d(codebook_dim, affine=False)
         codebook = F.normalize(torch.randn(codebook_size, codebook_dim), dim=1)
         self.register_buffer("codebook", codebook)
@@ -182,7 +182,9 @@ class VectorQuantizer(Quantizer):
         codes = self.indices_to_codes(indices)
         commitment_loss = (z_e - codes.detach()).square().sum(dim=1).mean()
         z_q = z_e + (codes - z_e).detach()
-        return Quantized(z_q, indices, self.commitment * commitment_loss, parts={"commitment": commitment_loss.detach()})
+        return Quantized(
+            z_q, indices, self.commitment * commitment_loss, parts={"commitment": commitment_loss.detach()}
+        )
 
     def forward(self, z_e: Tensor) -> Quantized:
         if not self.training:
@@ -199,7 +201,7 @@ class VectorQuantizer(Quantizer):
         return similarity.argmax(dim=-1)
 
     def _sample(self, vectors: Tensor, n: int) -> Tensor:
-        """n of the vectors (N, D), with repetition only where there are fewer than n; a little apart from one another."""
+        """n of the vectors (N, D), repeated only where there are fewer than n, and a little apart from one another."""
         order = torch.randperm(len(vectors), device=vectors.device)
         picked = vectors[order.repeat(-(-n // len(order)))[:n]]
         return F.normalize(picked + 0.01 * torch.randn_like(picked), dim=1)

@@ -43,8 +43,9 @@ class TokenizerOptim:
 class TokenizerSystem(pl.LightningModule):
     """Trains a DiscreteVAE on batches {"images": (B, 3, H, W) in [0, 1]}.
 
-    Logs `train/loss`, its parts, tau, beta, the step size and images/s; on held-out pictures `val/loss`, PSNR in dB and SSIM of the hard
-    reconstruction, `val/relaxation_gap` (dB by which the relaxed reconstruction is better) and the codebook's health.
+    Logs `train/loss`, its parts, tau, beta, the step size and images/s; on held-out pictures `val/loss`, PSNR in dB and
+    SSIM of the hard reconstruction, `val/relaxation_gap` (dB by which the relaxed reconstruction is better) and the
+    codebook's health.
 
     Args:
         vae: what to train.
@@ -55,7 +56,7 @@ class TokenizerSystem(pl.LightningModule):
     def __init__(
         self,
         vae: DiscreteVAEConfig,
-        optim: TokenizerOptim = TokenizerOptim(),  # noqa: B008 frozen
+        optim: TokenizerOptim = TokenizerOptim(),
         reconstruction: str = "logit_laplace",
     ) -> None:
         super().__init__()

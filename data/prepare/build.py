@@ -63,6 +63,7 @@ class Rejects:
             names.append(name)
 
     def describe(self) -> dict[str, dict[str, Any]]:
+        """Count and examples by reason, the commonest first."""
         return {reason: {"count": n, "examples": self.examples[reason]} for reason, n in self.counts.most_common()}
 
 

@@ -37,7 +37,7 @@ SKIPPED_FOLDERS = re.compile(
 )
 # Marks of companies, people who can be recognised, and what does not belong into a set for everyone.
 SKIPPED_WORDS = word_set(
-    "balmer beckham cisco coltrane einstein gates knievel leisler logo microsoft pacman xbill",
+    "balmer beckham chomper cisco coke coltrane einstein gates knievel leisler logo microsoft pacman tetris xbill",
     "naked nazi nude portrait sexy stripper swastika",
 )
 # Words of titles, file names and keywords that say nothing about the picture.

@@ -114,17 +114,21 @@ class Labels:
         self.by_name: dict[str, Emoji] = {}
         for entry in entries:
             if "group" in entry:  # the letters that flags are spelled with have none
-                emoji = Emoji(
-                    label=plain_label(entry["label"]), tags=tuple(entry.get("tags", ())), group=groups[entry["group"]]
-                )
-                self.by_hexcode[plain_hexcode(entry["hexcode"])] = emoji
-                self.by_name[slug(entry["label"])] = emoji
+                self._add(entry, groups[entry["group"]])
         for table in nicknames:
             for hexcode, names in table.items():
-                emoji = self.by_hexcode.get(plain_hexcode(hexcode))
-                for name in [names] if isinstance(names, str) else names:
-                    if emoji is not None:
-                        self.by_name.setdefault(slug(name), emoji)
+                self._add_nicknames(plain_hexcode(hexcode), [names] if isinstance(names, str) else names)
+
+    def _add(self, entry: Mapping[str, Any], group: str) -> None:
+        emoji = Emoji(label=plain_label(entry["label"]), tags=tuple(entry.get("tags", ())), group=group)
+        self.by_hexcode[plain_hexcode(entry["hexcode"])] = emoji
+        self.by_name[slug(entry["label"])] = emoji
+
+    def _add_nicknames(self, hexcode: str, names: Iterable[str]) -> None:
+        """A label's own name goes before another emoji's nickname."""
+        if hexcode in self.by_hexcode:
+            for name in names:
+                self.by_name.setdefault(slug(name), self.by_hexcode[hexcode])
 
     @classmethod
     def read(cls, archive: Path) -> "Labels":
@@ -135,6 +139,7 @@ class Labels:
         return cls(files["data"], groups, [files[name] for name in ("emojibase", "github", "iamcal")])
 
     def find(self, hexcodes: Iterable[str], names: Iterable[str]) -> Emoji | None:
+        """The emoji of the first hexcode that is known, else of the first name; None where there is none."""
         for hexcode in hexcodes:
             if plain_hexcode(hexcode) in self.by_hexcode:
                 return self.by_hexcode[plain_hexcode(hexcode)]
@@ -146,6 +151,7 @@ class Labels:
 
 
 def plain_hexcode(hexcode: str) -> str:
+    """Upper case, without the variation selector that some sets write and others do not."""
     return hexcode.upper().replace("-FE0F", "")
 
 

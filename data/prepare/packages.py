@@ -44,6 +44,7 @@ class Package:
         return f"{self.client} {self.name} {self.version}"
 
     def describe(self) -> dict[str, str]:
+        """Its fields, for the report."""
         return asdict(self)
 
 
@@ -56,6 +57,7 @@ class MissingPackages(PrepareError):
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -295,6 +295,7 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
 def test_links(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "folder", ["real/a.png", "real/b.png"], captions=False)
     picture(tmp_path / "elsewhere" / "c.png", 9)
+    picture(tmp_path / "not-asked-for.png", 8)
     (folder / "real" / "loop").symlink_to(folder)
     (folder / "up").symlink_to(tmp_path)
     (folder / "again").symlink_to(folder / "real")

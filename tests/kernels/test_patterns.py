@@ -1,4 +1,4 @@
-"""The masks against pictures drawn by hand, against brute force, and against the pair and block counts of the paper's sizes."""
+"""The masks against pictures drawn by hand, against brute force, and against the paper's pair and block counts."""
 
 from dataclasses import replace
 
@@ -202,12 +202,12 @@ def keys_of(kind: str, wrap: str, q: int, width: int, half: int) -> set[int]:
 
 @pytest.mark.parametrize(("kind", "wrap"), ALL_RULES)
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 3), (5, 7), (7, 5), (13, 11), (9, 16)])
-@pytest.mark.parametrize("kernel", [1, 3, 5, 11])
-def test_brute_force(kind, wrap, height, width, kernel):
-    pattern = Pattern(kind, 1, height, width, kernel, wrap)
-    image = dense_mask(pattern)[1:, 1:]
-    found = [set(row.nonzero().flatten().tolist()) for row in image]
-    assert found == [keys_of(kind, wrap, q, width, pattern.half) for q in range(pattern.image_len)]
+def test_brute_force(kind, wrap, height, width):
+    for kernel in (1, 3, 5, 11) if kind == "conv" else (11,):
+        pattern = Pattern(kind, 1, height, width, kernel, wrap)
+        image = dense_mask(pattern)[1:, 1:].tolist()
+        found = [{k for k, seen in enumerate(row) if seen} for row in image]
+        assert found == [keys_of(kind, wrap, q, width, pattern.half) for q in range(pattern.image_len)], kernel
 
 
 def test_conv_linear_is_the_stated_set_of_offsets_at_every_width():
@@ -300,11 +300,14 @@ COUNTS = {
 
 
 def count(pattern: Pattern, block: int = 64) -> tuple[int, int]:
-    """Pairs and touched blocks, from one block row of queries at a time and the keys up to it."""
+    """Pairs and touched blocks, a block row of queries at a time against the text and the image keys within reach."""
     positions = torch.arange(pattern.seq_len, dtype=torch.int32)
+    reach = pattern.image_len if pattern.reach is None else pattern.reach
     pairs = blocks = 0
     for start in range(0, pattern.seq_len, block):
-        mask = attends(pattern, positions[start : start + block, None], positions[: start + block])
+        first = max(pattern.text_len, (start - reach) // block * block)
+        keys = torch.cat([positions[: pattern.text_len], positions[first : start + block]])
+        mask = attends(pattern, positions[start : start + block, None], keys)
         pairs += int(mask.sum())
         blocks += int(mask.any(dim=0).view(-1, block).any(dim=1).sum())
     return pairs, blocks

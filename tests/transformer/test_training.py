@@ -189,7 +189,9 @@ def test_training_sees_dropped_captions_and_validation_does_not(make_config, fit
 def test_only_linear_weights_decay(make_prior, block):
     prior = make_prior(block=block)
     names = {id(parameter): name for name, parameter in prior.named_parameters()}
-    decayed, others = ({names[id(p)] for p in group["params"]} for group in parameter_groups(prior, 0.1))
+    groups = parameter_groups(prior, 0.1)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    decayed, others = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
     assert decayed | others == set(names.values())
     assert not decayed & others
     assert {name.split(".")[-1] for name in decayed} == {"weight"}

@@ -1,0 +1,182 @@
+"""The public face: what it refuses, what it accepts, and decoding step by step."""
+
+import math
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from kernels.attention import IMPLS, attention, attention_step
+from kernels.patterns import CONV_WRAPS, KINDS, Pattern
+from kernels.reference import attention_reference
+
+ALL_RULES = [(kind, "linear") for kind in KINDS if kind != "conv"] + [("conv", wrap) for wrap in CONV_WRAPS]
+every_rule = pytest.mark.parametrize(("kind", "wrap"), ALL_RULES)
+TOY = Pattern("row", 6, 4, 4)
+LARGE = Pattern("conv", 9, 16, 16, 5)  # long enough to be tiled
+
+
+def qkv(pattern: Pattern, batch: int = 2, heads: int = 2, head_dim: int = 4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, batch, heads, pattern.seq_len, head_dim, generator=generator, dtype=dtype).unbind(0)
+
+
+def test_reference_on_numbers_worked_out_by_hand():
+    """One text token, a 1x2 picture: scores 0, and ln 2 on the last pair, so the weights are simple fractions."""
+    pattern = Pattern("row", 1, 1, 2)
+    q = torch.tensor([0.0, 0.0, 1.0]).view(1, 1, 3, 1)
+    k = torch.tensor([0.0, 0.0, math.log(2)]).view(1, 1, 3, 1)
+    v = torch.tensor([4.0, 8.0, 16.0]).view(1, 1, 3, 1)
+    o = attention_reference(q, k, v, pattern)
+    # Rows: v0; (v0 + v1) / 2; (v0 + v1 + 2 v2) / 4. Without the text key: v0; v1; (v1 + 2 v2) / 3.
+    torch.testing.assert_close(o.flatten(), torch.tensor([4.0, 6.0, 11.0]))
+    none = attention_reference(q, k, v, pattern, prefix_lengths=torch.tensor([0]))
+    torch.testing.assert_close(none.flatten(), torch.tensor([4.0, 8.0, 40 / 3]))
+
+
+@every_rule
+@pytest.mark.parametrize("size", [(6, 4, 4), (9, 16, 16)])
+def test_implementations_agree(kind, wrap, size):
+    pattern = Pattern(kind, *size, 3, wrap)
+    q, k, v = qkv(pattern)
+    outputs = [attention(q, k, v, pattern, impl=impl) for impl in ("auto", "structured", "reference")]
+    for o in outputs[1:]:
+        torch.testing.assert_close(o, outputs[0])
+
+
+def test_triton_says_why_not():
+    with pytest.raises(RuntimeError, match="no Triton kernel has been written yet"):
+        attention(*qkv(TOY), TOY, impl="triton")
+
+
+def test_unknown_impl_lists_the_known():
+    with pytest.raises(ValueError, match="unknown impl 'flash', expected one of " + ", ".join(IMPLS)):
+        attention(*qkv(TOY), TOY, impl="flash")
+
+
+def test_length_mismatch_names_both():
+    q, k, v = (x[:, :, :-1] for x in qkv(TOY))
+    with pytest.raises(ValueError, match=r"hold 21 positions, the pattern 22 \(6 text \+ 4x4 image\)"):
+        attention(q, k, v, TOY)
+
+
+def test_shapes_dtypes_that_do_not_fit():
+    q, k, v = qkv(TOY)
+    with pytest.raises(ValueError, match=r"k has shape \(2, 22, 4\), expected \(B, H, T, D\)"):
+        attention(q, k[0], v, TOY)
+    with pytest.raises(ValueError, match=r"q has shape \(0, 2, 22, 4\), expected at least 1 everywhere"):
+        attention(q[:0], k[:0], v[:0], TOY)
+    with pytest.raises(ValueError, match=r"differ in shape: \(2, 2, 22, 4\), \(2, 2, 22, 4\), \(2, 1, 22, 4\)"):
+        attention(q, k, v[:, :1], TOY)
+    with pytest.raises(ValueError, match=r"differ in dtype: torch.float64, torch.float32, torch.float64"):
+        attention(q, k.float(), v, TOY)
+    with pytest.raises(ValueError, match=r"are torch.int64, expected floating point"):
+        attention(q.long(), k.long(), v.long(), TOY)
+    with pytest.raises(ValueError, match="on different devices: cpu, meta, cpu"):
+        attention(q, k.to("meta"), v, TOY)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([1.0, 2.0]), "prefix_lengths is torch.float32, expected int32 or int64"),
+        (torch.tensor([1, 2, 3]), r"prefix_lengths has shape \(3,\), expected \(2,\)"),
+        (torch.tensor([3, 7]), r"prefix_lengths holds \[3, 7\], expected 0..6"),
+        (torch.tensor([-1, 2]), r"prefix_lengths holds \[-1, 2\], expected 0..6"),
+        (torch.tensor([1, 2], device="meta"), "prefix_lengths is on meta, q on cpu"),
+    ],
+)
+def test_bad_prefix_lengths(lengths, message):
+    q, k, v = qkv(TOY)
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, v, TOY, prefix_lengths=lengths)
+    with pytest.raises(ValueError, match=message):
+        attention_step(q[:, :, 7:8], k, v, TOY, 7, prefix_lengths=lengths)
+
+
+@pytest.mark.parametrize("pattern", [TOY, LARGE])
+@pytest.mark.parametrize("impl", ["structured", "reference"])
+def test_autocast_decides_the_dtype(pattern, impl):
+    q, k, v = qkv(pattern, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        o = attention(q, k.bfloat16(), v, pattern, impl=impl)
+    assert o.dtype == torch.bfloat16
+    expected = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), pattern, impl=impl)
+    assert torch.equal(o, expected)
+
+
+def test_checkpoint_and_compile_change_nothing():
+    x = torch.stack(qkv(LARGE)).requires_grad_()
+
+    def function(x):
+        return attention(*(x * 2).unbind(0), LARGE) * 2
+
+    def result(run):
+        o = run(x)
+        return o, torch.autograd.grad(o.square().sum(), x)[0]
+
+    expected = result(function)
+    torch.testing.assert_close(result(lambda x: checkpoint(function, x, use_reentrant=False)), expected)
+    torch.testing.assert_close(result(torch.compile(function, backend="aot_eager")), expected)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(context):
+    q, k, v = (x.requires_grad_() for x in qkv(LARGE))
+    with context():
+        o = attention(q, k, v, LARGE)
+    assert not o.requires_grad
+    torch.testing.assert_close(o, attention(q, k, v, LARGE).detach())
+
+
+@every_rule
+@pytest.mark.parametrize("prefix_lengths", [None, torch.tensor([0, 4], dtype=torch.int32)])
+def test_decoding_step_by_step_equals_the_full_attention(kind, wrap, prefix_lengths):
+    pattern = Pattern(kind, 6, 3, 5, 3, wrap)
+    q, k, v = qkv(pattern)
+    expected = attention_reference(q, k, v, pattern, prefix_lengths=prefix_lengths)
+    options = {"scale": None, "prefix_lengths": prefix_lengths}
+    rows = [attention_step(q[:, :, :6], k[:, :, :6], v[:, :, :6], pattern, 0, **options)]
+    rows += [
+        attention_step(q[:, :, p : p + 1], k[:, :, : p + 1], v[:, :, : p + 1], pattern, p, **options)
+        for p in range(6, pattern.seq_len)
+    ]
+    torch.testing.assert_close(torch.cat(rows, dim=2), expected)
+
+
+def test_a_step_ignores_what_a_static_cache_holds_beyond_it():
+    q, k, v = qkv(TOY)
+    expected = attention_reference(q, k, v, TOY)
+    k[:, :, 13:], v[:, :, 13:] = 100, -100
+    found = attention_step(q[:, :, 4:13], k, v, TOY, 4)
+    torch.testing.assert_close(found, expected[:, :, 4:13])
+
+
+def test_a_step_uses_the_scale():
+    q, k, v = qkv(TOY)
+    expected = attention_reference(q, k, v, TOY, scale=2.0)
+    torch.testing.assert_close(attention_step(q[:, :, 9:10], k, v, TOY, 9, scale=2.0), expected[:, :, 9:10])
+
+
+@pytest.mark.parametrize(
+    ("position", "new", "cached", "message"),
+    [
+        (22, 1, 22, "positions 22..22 against 22 cached keys"),
+        (9, 3, 11, "positions 9..11 against 11 cached keys"),
+        (-1, 1, 5, "positions -1..-1 against 5 cached keys"),
+        (3, 0, 5, r"q has shape \(1, 1, 0, 4\), expected at least 1 everywhere"),
+        (3, 1, 23, "positions 3..3 against 23 cached keys.*<= 22"),
+    ],
+)
+def test_a_step_outside_the_cache_is_refused(position, new, cached, message):
+    k = torch.zeros(1, 1, cached, 4)
+    with pytest.raises(ValueError, match=message):
+        attention_step(torch.zeros(1, 1, new, 4), k, k, TOY, position)
+
+
+def test_a_step_whose_heads_do_not_fit_is_refused():
+    q, k, v = qkv(TOY)
+    with pytest.raises(ValueError, match="do not fit"):
+        attention_step(q[:, :1, :1], k, v, TOY, 3)
+    with pytest.raises(ValueError, match="do not fit"):
+        attention_step(q[:, :, 3:4], k, v[:, :, :-1], TOY, 3)
