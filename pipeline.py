@@ -1,19 +1,20 @@
 """TextToImage: captions to pictures. The one library file that sees both models.
 
     from pipeline import TextToImage
-    pictures = TextToImage.from_pretrained("runs/demo/model")("a red circle", n=4, seed=0)   # list of PIL pictures
+    pictures = TextToImage.from_pretrained("runs/demo/prior/model")("a red circle", n=4, seed=0)  # list of PIL pictures
 
 A bundle is a folder that holds all that sampling needs:
 
     config.json  model.safetensors    the prior
     tokenizer.json                    its text tokenizer
     image_tokenizer/                  its image tokenizer, a model folder of its own
-    bundle.json                       fingerprint of the image tokenizer and of the data, versions of the libraries
+    bundle.json                       fingerprints of the three and of the data, versions of the libraries
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,6 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import to_pil_image
 
 from data.text import TextTokenizer
 from transformer.model import Prior
@@ -32,10 +32,11 @@ from vqvae.model import DiscreteVAE
 BUNDLE, IMAGE_TOKENIZER, TEXT_TOKENIZER = "bundle.json", "image_tokenizer", "tokenizer.json"
 LIBRARIES = ("torch", "torchvision", "tokenizers", "safetensors", "pytorch-lightning")
 BATCH_SIZE = 32  # pictures sampled side by side unless told otherwise
+PARTS = ("prior", "text_tokenizer", "image_tokenizer")
 
 
 class ImageTokenizer(Protocol):
-    """What the pipeline asks of an image tokenizer."""
+    """What the pipeline asks of an image tokenizer; it is an nn.Module with `save_pretrained` too."""
 
     codebook_size: int
     grid_size: tuple[int, int]
@@ -49,7 +50,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -61,6 +62,12 @@ def load_image_tokenizer_config(folder: str | Path) -> DiscreteVAEConfig:
 def load_image_tokenizer(folder: str | Path) -> DiscreteVAE:
     """The image tokenizer in a model folder, frozen. Raises ValueError naming the file that is missing or damaged."""
     return DiscreteVAE.from_pretrained(folder).requires_grad_(False)
+
+
+def to_pil_images(images: Tensor) -> list[Image.Image]:
+    """Images (B, 3, H, W) in [0, 1] as PIL pictures, each value rounded to the nearest of 256."""
+    values = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in values.permute(0, 2, 3, 1).numpy()]
 
 
 class TextToImage:
@@ -92,21 +99,21 @@ class TextToImage:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"no such folder: {folder}")
+        device = usable_device(device)
         bundle = _read_bundle(folder)
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER)
-        check_fingerprint(bundle["image_tokenizer"], image_tokenizer)
-        text_tokenizer = TextTokenizer.load(folder / TEXT_TOKENIZER)
-        return cls(Prior.from_pretrained(folder), text_tokenizer, image_tokenizer).to(device)
+        pipeline = cls(Prior.from_pretrained(folder), TextTokenizer.load(folder / TEXT_TOKENIZER), image_tokenizer)
+        pipeline._check_fingerprints(bundle)
+        return pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path, data_fingerprint: str | None = None) -> None:
-        """Writes the bundle; the file that makes it one, bundle.json, comes last."""
+        """Writes the bundle; what makes it one, bundle.json, goes first and comes back last."""
         folder = Path(folder)
+        (folder / BUNDLE).unlink(missing_ok=True)
         self.prior.save_pretrained(folder)
         self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER)
         self.text_tokenizer.save(folder / TEXT_TOKENIZER)
-        bundle = {
-            "image_tokenizer": fingerprint(self.image_tokenizer),
-            "prior": fingerprint(self.prior),
+        bundle = self._fingerprints() | {
             "data": data_fingerprint,
             "versions": {name: version(name) for name in LIBRARIES},
         }
@@ -114,41 +121,46 @@ class TextToImage:
         beside.write_text(json.dumps(bundle, indent=2) + "\n", encoding="utf-8")
         beside.replace(folder / BUNDLE)
 
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            "prior": fingerprint(self.prior),
+            "text_tokenizer": self.text_tokenizer.fingerprint,
+            "image_tokenizer": fingerprint(self.image_tokenizer),
+        }
+
+    def _check_fingerprints(self, expected: dict[str, str]) -> None:
+        found = self._fingerprints()
+        for part, digest in found.items():
+            if expected[part] != digest:
+                raise ValueError(
+                    f"the {part.replace('_', ' ')} is {digest}, but {BUNDLE} says {expected[part]}: "
+                    "it is not the one that the rest of the bundle was trained with"
+                )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the three parts together; the parts must not change afterwards."""
+        return hashlib.blake2b(json.dumps(self._fingerprints()).encode(), digest_size=8).hexdigest()
+
     def to(self, device: str | torch.device) -> "TextToImage":
         """Moves both models. Raises ValueError where the device does not exist."""
-        device = torch.device(device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device} was asked for, but PyTorch finds no GPU here")
+        device = usable_device(device)
         self.prior.to(device)
         self.image_tokenizer.to(device)
         return self
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        n: int = 1,
-        seed: int = 0,
-        config: SamplingConfig = SamplingConfig(),  # noqa: B008 frozen
-        **settings: Any,
-    ) -> list[Image.Image]:
+    def __call__(self, prompt: str | Sequence[str], n: int = 1, seed: int = 0, **settings: Any) -> list[Image.Image]:
         """n pictures of each caption, caption by caption; the i-th of each is drawn with seed + i.
 
         Args:
             prompt: a caption, or several.
             n: pictures a caption, at least 1.
             seed: a picture is a function of (weights, caption, seed, settings), however many are drawn with it.
-            config: how tokens are drawn; or by its fields:
-            settings: temperature, top_k, top_p, guidance_scale.
+            settings: temperature, top_k, top_p, guidance_scale: the fields of transformer.sampling.SamplingConfig.
         """
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not captions:
-            raise ValueError("no captions: expected at least one")
-        if n < 1:
-            raise ValueError(f"n is {n}, expected at least 1")
-        config = SamplingConfig(**settings) if settings else config
-        repeated = [caption for caption in captions for _ in range(n)]
-        seeds = [seed + i for _ in captions for i in range(n)]
-        return [to_pil_image(picture.cpu()) for picture in self.sample(repeated, seeds, config)]
+        repeated, seeds = repeat(captions, n, seed)
+        return to_pil_images(self.sample(repeated, seeds, SamplingConfig(**settings)))
 
     @torch.inference_mode()
     def sample(
@@ -159,24 +171,27 @@ class TextToImage:
         batch_size: int = BATCH_SIZE,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """One picture for each caption and seed: (B, 3, H, W) in [0, 1]; `progress` gets (tokens done, of all)."""
-        pictures, per_picture = [], self.prior.config.image_len
+        """One picture for each caption and seed: (B, 3, H, W) in [0, 1]; `progress` gets (tokens done, of all).
+
+        Raises ValueError where there are no captions, `batch_size` is below 1 or a seed has more than 64 bits.
+        """
+        if not captions:
+            raise ValueError("no captions: expected at least one")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        text_tokens, all_seeds = self.text_tokens(captions), _int64(seeds)
+        total, pictures = len(captions) * self.prior.config.image_len, []
         for start in range(0, len(captions), batch_size):
             chunk = slice(start, start + batch_size)
-            text_tokens = self.text_tokens(captions[chunk])
-            count = len(text_tokens)
-
-            def report(done: int, _: int, start: int = start, count: int = count) -> None:
-                progress(start * per_picture + done * count, len(captions) * per_picture)
-
             indices = generate(
                 self.prior,
-                text_tokens,
-                seeds=torch.tensor(seeds[chunk], dtype=torch.int64),
+                text_tokens[chunk],
+                seeds=all_seeds[chunk],
                 config=config,
-                progress=report if progress else None,
+                progress=_scaled(progress, start, len(text_tokens[chunk]), total) if progress else None,
             )
-            pictures.append(self.image_tokenizer.decode(indices))
+            # One at a time: convolutions over several pictures may round otherwise than over one.
+            pictures += [self.image_tokenizer.decode(picture[None]) for picture in indices]
         return torch.cat(pictures)
 
     def text_tokens(self, captions: Sequence[str]) -> Tensor:
@@ -185,13 +200,34 @@ class TextToImage:
         return encoded.text_tokens.to(next(self.prior.parameters()).device)
 
 
-def check_fingerprint(expected: str, image_tokenizer: nn.Module) -> None:
-    """Raises ValueError where the image tokenizer is not the one a prior was trained on."""
-    found = fingerprint(image_tokenizer)
-    if found != expected:
-        raise ValueError(
-            f"the prior was trained on the image tokenizer {expected}, this one is {found}: its codes mean other things"
-        )
+def repeat(captions: Sequence[str], n: int, seed: int) -> tuple[list[str], list[int]]:
+    """Each caption n times with the seeds seed, seed + 1, ...; n is at least 1."""
+    if n < 1:
+        raise ValueError(f"n is {n}, expected at least 1 picture a caption")
+    return [caption for caption in captions for _ in range(n)], [seed + i for _ in captions for i in range(n)]
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of that name. Raises ValueError where there is none such here."""
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a build without CUDA
+        why = str(error).splitlines()[0]
+        raise ValueError(f"device {device} was asked for, but PyTorch cannot use it here: {why}") from error
+    return device
+
+
+def _int64(seeds: Sequence[int]) -> Tensor:
+    outside = [seed for seed in seeds if not -(2**63) <= seed < 2**63]
+    if outside:
+        raise ValueError(f"seed {outside[0]} does not fit 64 bits, expected {-(2**63)} to {2**63 - 1}")
+    return torch.tensor(seeds, dtype=torch.int64)
+
+
+def _scaled(progress: Callable[[int, int], None], start: int, count: int, total: int) -> Callable[[int, int], None]:
+    """From tokens done in each of a batch of `count` pictures, `start` pictures before it, to tokens done in all."""
+    return lambda done, of: progress(start * of + count * done, total)
 
 
 def _read_bundle(folder: Path) -> dict[str, Any]:
@@ -202,7 +238,9 @@ def _read_bundle(folder: Path) -> dict[str, Any]:
         )
     try:
         bundle = json.loads(path.read_text(encoding="utf-8"))
-        bundle["image_tokenizer"], bundle["prior"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        missing = [part for part in PARTS if not isinstance(bundle[part], str)]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
+    if missing:
+        raise ValueError(f"{path} is damaged: {missing[0]} is no fingerprint")
     return bundle

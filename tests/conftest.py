@@ -1,0 +1,76 @@
+"""Models small enough that a test of a script costs a fraction of a second, with pictures that differ."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.text import TextTokenizer
+from pipeline import TextToImage
+from transformer.config import PriorConfig
+from transformer.model import Prior
+from vqvae.config import DiscreteVAEConfig
+from vqvae.model import DiscreteVAE
+
+CAPTIONS = ["a red circle", "a blue star", "a small green square left of a large yellow ring", "no circle at all"]
+
+
+SIZES = {
+    "image_size": 16,
+    "n_hid": 8,
+    "n_init": 8,
+    "n_groups": 3,
+    "n_blk_per_group": 1,
+    "codebook_size": 16,
+    "quantizer": "vq",
+}
+
+
+def build_image_tokenizer(seed: int = 0, **overrides: Any) -> DiscreteVAE:
+    torch.manual_seed(seed)
+    return _shaken(DiscreteVAE(DiscreteVAEConfig(**SIZES | overrides))).eval()
+
+
+def build_pipeline(seed: int = 0) -> TextToImage:
+    """4 x 4 codes of 16, pictures of 16 x 16."""
+    image_tokenizer = build_image_tokenizer(seed)
+    text_tokenizer = TextTokenizer.train(CAPTIONS * 4, vocab_size=300)
+    config = PriorConfig(
+        text_vocab_size=text_tokenizer.vocab_size,
+        text_len=24,
+        codebook_size=16,
+        grid_size=image_tokenizer.grid_size,
+        n_layer=3,
+        n_head=2,
+        n_embd=16,
+        conv_kernel=3,
+    )
+    return TextToImage(_shaken(Prior(config)).eval(), text_tokenizer, image_tokenizer)
+
+
+def _shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """With starting values alone, all pictures are the same grey."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+@pytest.fixture
+def pipeline() -> TextToImage:
+    return build_pipeline()
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory) -> Path:
+    """A bundle to be read only."""
+    folder = tmp_path_factory.mktemp("bundle") / "model"
+    build_pipeline().save_pretrained(folder, data_fingerprint="0123456789abcdef")
+    return folder
+
+
+@pytest.fixture
+def image_tokenizer_of() -> Callable[..., DiscreteVAE]:
+    return build_image_tokenizer
