@@ -17,7 +17,7 @@ class DiscreteVAEConfig:
         n_blk_per_group: residual blocks in each group.
         codebook_size: number of codes, K.
         quantizer: "gumbel" (the paper's) or "vq".
-        quantizer_options: further arguments of the chosen quantizer's class in quantizers.py.
+        quantizer_options: further arguments of the chosen quantizer's class (gumbel.py, vector_quantizer.py).
         post_gain: weight of each residual path; None is the paper's 1 / n_layers^2, where n_layers = n_groups *
             n_blk_per_group. Small networks that train for minutes want more (docs/log.md).
     """

@@ -74,7 +74,7 @@ def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
 
 def codebook_health(counts: Tensor) -> CodebookHealth:
     """Health of a codebook from its histogram (K,); an empty histogram has perplexity 1."""
-    p = counts.double() / counts.sum().clamp(min=1)
+    p = counts.float() / counts.sum().clamp(min=1)
     entropy = -torch.special.xlogy(p, p).sum()
     used = (counts > 0).sum()
-    return CodebookHealth(entropy.exp().float(), used.float(), used.float() / counts.numel())
+    return CodebookHealth(entropy.exp(), used.float(), used.float() / counts.numel())

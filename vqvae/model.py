@@ -4,6 +4,8 @@ The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at an
 configuration names.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,16 +14,17 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from model_files import load_config, load_weights, save_folder
+from model_files import CONFIG, load_config, load_weights, save_folder
 from vqvae.config import DiscreteVAEConfig
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
 from vqvae.pixels import map_pixels, unmap_pixels
-from vqvae.quantizers import Quantized, build_quantizer
+from vqvae.quantizer import Quantized
+from vqvae.quantizers import build_quantizer
 
 
 class DiscreteVAEOutput(NamedTuple):
-    """mu, ln_b (B, 3, H, W): the pixels' logit-Laplace distribution; quantized: see quantizers.py."""
+    """mu, ln_b (B, 3, H, W): the pixels' logit-Laplace distribution; quantized: see quantizer.py."""
 
     mu: Tensor
     ln_b: Tensor
@@ -57,6 +60,8 @@ class DiscreteVAE(nn.Module):
     def encode_vectors(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> z_e (B, quantizer.in_channels, h, w)."""
         factor = self.config.downsample_factor
+        if not images.is_floating_point():
+            raise ValueError(f"images have dtype {images.dtype}, expected floats in [0, 1]")
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {factor}"
@@ -80,7 +85,7 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
         """indices (B, h, w) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
-        if indices.ndim != 3 or indices.is_floating_point():
+        if indices.ndim != 3 or indices.dtype != torch.int64:
             raise ValueError(
                 f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, expected (B, h, w) int64"
             )
@@ -99,10 +104,8 @@ class DiscreteVAE(nn.Module):
     def load_config(folder: str | Path) -> DiscreteVAEConfig:
         """The configuration in a model folder. Raises ValueError naming the file that is missing or of another kind."""
         settings = load_config(folder)
-        try:
+        with _naming_the_config(folder):
             return DiscreteVAEConfig(**settings)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{Path(folder) / 'config.json'} is no discrete VAE's: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "DiscreteVAE":
@@ -110,6 +113,16 @@ class DiscreteVAE(nn.Module):
 
         Raises ValueError naming a file that is missing or damaged, or settings and weights that do not fit.
         """
-        model = cls(cls.load_config(folder))
+        config = cls.load_config(folder)
+        with _naming_the_config(folder):
+            model = cls(config)
         load_weights(folder, model)
         return model.eval()
+
+
+@contextmanager
+def _naming_the_config(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{Path(folder) / CONFIG} is no discrete VAE's: {error}") from error

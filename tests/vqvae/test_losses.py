@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+import torch
+
+from vqvae.losses import (
+    RECONSTRUCTION_LOSSES,
+    codebook_health,
+    count_codes,
+    kl_to_uniform,
+    logit_laplace_nll,
+    squared_error_nll,
+)
+from vqvae.pixels import unmap_pixels
+
+
+def density(x: np.ndarray, mu: float, ln_b: float) -> np.ndarray:
+    """exp(-nll) of the model's own function at mapped values x in [0.1, 0.9]."""
+    images = unmap_pixels(torch.tensor(x))
+    return torch.exp(-logit_laplace_nll(images, torch.tensor(mu), torch.tensor(ln_b))).double().numpy()
+
+
+def reference_nll(x: np.ndarray, mu: np.ndarray, ln_b: np.ndarray) -> np.ndarray:
+    """Change of variables: a Laplace variable through the logistic function, in float64."""
+    log_laplace = scipy.stats.laplace.logpdf(scipy.special.logit(x), loc=mu, scale=np.exp(ln_b))
+    return -(log_laplace - np.log(x) - np.log1p(-x))
+
+
+@pytest.mark.parametrize(("mu", "ln_b"), [(0.0, -2.0), (1.0, -2.5), (-1.2, -3.0)])
+def test_logit_laplace_is_a_density(mu, ln_b):
+    x = np.linspace(0.1, 0.9, 20_001)
+    tails = 1 - np.diff(scipy.stats.laplace.cdf(scipy.special.logit([0.1, 0.9]), loc=mu, scale=math.exp(ln_b)))[0]
+    assert tails < 1e-4  # nearly all of it lies where pixels are
+    assert scipy.integrate.simpson(density(x, mu, ln_b), x=x) == pytest.approx(1.0, abs=2e-4)
+
+
+@pytest.mark.parametrize(("mu", "ln_b"), [(0.0, 0.0), (3.0, 1.0), (-2.0, 0.5)])
+def test_a_wide_one_misses_just_what_lies_outside_the_pixel_range(mu, ln_b):
+    x = np.linspace(0.1, 0.9, 20_001)
+    inside = np.diff(scipy.stats.laplace.cdf(scipy.special.logit([0.1, 0.9]), loc=mu, scale=math.exp(ln_b)))[0]
+    assert scipy.integrate.simpson(density(x, mu, ln_b), x=x) == pytest.approx(inside, abs=1e-4)
+
+
+def test_logit_laplace_against_scipy():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 1, (2, 3, 5, 7))
+    images[0, 0, 0, :2] = 0, 1
+    mu, ln_b = rng.normal(0, 2, images.shape), rng.uniform(-4, 2, images.shape)
+    nll = logit_laplace_nll(*(torch.tensor(values, dtype=torch.float32) for values in (images, mu, ln_b)))
+    np.testing.assert_allclose(nll.numpy(), reference_nll(0.8 * images + 0.1, mu, ln_b), rtol=2e-5, atol=2e-5)
+
+
+def test_logit_laplace_by_hand():
+    # x = 1/2, logit 0, mu = 2, b = e: 2 / e + 1 + ln 2 + 2 ln(1/2)
+    nll = logit_laplace_nll(torch.tensor(0.5), torch.tensor(2.0), torch.tensor(1.0))
+    assert nll.item() == pytest.approx(2 / math.e + 1 - math.log(2), rel=1e-6)
+
+
+def test_squared_error_is_a_normal_up_to_a_constant():
+    rng = np.random.default_rng(0)
+    images, mu = rng.uniform(0, 1, (1, 3, 4, 4)), rng.normal(0, 2, (1, 3, 4, 4))
+    nll = squared_error_nll(*(torch.tensor(values, dtype=torch.float32) for values in (images, mu, mu)))
+    normal = scipy.stats.norm(scipy.special.expit(mu), 0.1)
+    expected = normal.logpdf(scipy.special.expit(mu)) - normal.logpdf(0.8 * images + 0.1)
+    np.testing.assert_allclose(nll.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES.values())
+def test_bf16_maps_are_computed_in_float32(loss):
+    images, mu = torch.rand(1, 3, 8, 8), torch.randn(1, 3, 8, 8).bfloat16()
+    nll = loss(images, mu, mu)
+    assert nll.dtype == torch.float32
+    torch.testing.assert_close(nll, loss(images, mu.float(), mu.float()), atol=0, rtol=0)
+
+
+def test_kl_against_scipy():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (2, 50, 3, 4))
+    kl = kl_to_uniform(torch.tensor(logits, dtype=torch.float32))
+    expected = scipy.stats.entropy(scipy.special.softmax(logits, axis=1), np.full((1, 50, 1, 1), 1 / 50), axis=1)
+    assert kl.shape == (2, 3, 4)
+    np.testing.assert_allclose(kl.numpy(), expected, rtol=1e-5)
+
+
+def test_kl_at_its_ends():
+    flat, peaked = torch.zeros(1, 8192, 1, 1), torch.zeros(1, 8192, 1, 1)
+    peaked[0, 5] = 1e4
+    assert kl_to_uniform(flat).item() == pytest.approx(0.0, abs=1e-5)
+    assert kl_to_uniform(peaked).item() == pytest.approx(math.log(8192), rel=1e-6)
+    assert kl_to_uniform(peaked.bfloat16()).dtype == torch.float32
+
+
+def test_count_codes():
+    counts = count_codes(torch.tensor([[[0, 2], [2, 4]]]), 6)
+    assert counts.tolist() == [1, 0, 2, 0, 1, 0]
+
+
+def test_health_against_scipy():
+    counts = np.random.default_rng(0).poisson(1.0, 100)
+    health = codebook_health(torch.tensor(counts))
+    assert health.perplexity.item() == pytest.approx(math.exp(scipy.stats.entropy(counts)), rel=1e-5)
+    assert health.codes_used.item() == (counts > 0).sum()
+    assert health.usage.item() == pytest.approx((counts > 0).mean())
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([5, 5, 5, 5], (4, 4, 1)), ([0, 9, 0, 0], (1, 1, 0.25)), ([0, 0, 0, 0], (1, 0, 0))]
+)
+def test_health_at_its_ends(counts, expected):
+    assert [float(value) for value in codebook_health(torch.tensor(counts))] == pytest.approx(list(expected))
