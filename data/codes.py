@@ -7,7 +7,7 @@ all: it is written beside and renamed.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -169,6 +169,11 @@ class CodesSource:
 
     def split(self, index: int) -> str | None:
         return self._rows[index][2]
+
+    def identity(self) -> Iterator[str]:
+        """The image tokenizer, then key, captions and split of each sample."""
+        yield f"{self.fingerprint} {self.grid_size}"
+        yield from map(json.dumps, self._rows)
 
     def codes(self, index: int) -> Tensor:
         """Codes of one picture, (h, w) int64."""

@@ -21,7 +21,7 @@ from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samp
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig, ShapesSource
 from data.source import Source
-from data.split import Keyed, split_by_key, spread
+from data.split import Keyed, fingerprint, split_by_key, spread
 from data.text import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,11 @@ class CaptionedData(pl.LightningDataModule):
             )
         self.train_indices = torch.tensor(train, dtype=torch.int64)
         self.val_indices = spread(val, self.loading.val_count)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the samples, for a model's record of what it was trained on."""
+        return fingerprint(self.source)
 
     def train_dataloader(self) -> EpochLoader:
         """Raises ValueError where the training split is smaller than a batch."""

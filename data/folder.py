@@ -5,6 +5,7 @@ middle of a run. What cannot be used is rejected with its reason (rejects.py) an
 """
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -66,8 +67,8 @@ class FolderSource:
         if captions is None and need_captions:
             raise ValueError(f"{self.folder}: {len(pictures):,} pictures, but no captions; looked for {LOOKED_FOR}")
         candidates, without = _candidates(pictures, captions, need_captions)
-        intact, broken = _scan(self.folder, [sample.key for sample in candidates])
-        self._samples = [sample for sample in candidates if sample.key in intact]
+        self._digests, broken = _scan(self.folder, [sample.key for sample in candidates])
+        self._samples = [sample for sample in candidates if sample.key in self._digests]
         self.report = Report(
             folder=self.folder,
             captions_from=captions.origin if captions else "",
@@ -100,6 +101,11 @@ class FolderSource:
     def split(self, index: int) -> str | None:
         """ "train", "val" or "test" where the folder says so, else None."""
         return self._samples[index].split
+
+    def identity(self) -> Iterator[str]:
+        """Key, captions and split of each sample and what its file holds; the folder may lie anywhere."""
+        for sample in self._samples:
+            yield json.dumps([*sample, self._digests[sample.key].hex()])
 
 
 def _list_files(folder: Path) -> tuple[list[str], set[str], list[Reject]]:
@@ -175,10 +181,10 @@ def _split_of_folder(key: str) -> str | None:
     return SPLITS.get(first.lower()) if rest else None
 
 
-def _scan(folder: Path, keys: Sequence[str]) -> tuple[set[str], list[Reject]]:
-    """Keys of whole pictures, and the rejects: broken ones and later copies of the same bytes."""
+def _scan(folder: Path, keys: Sequence[str]) -> tuple[dict[str, bytes], list[Reject]]:
+    """Digests of the whole pictures by key, and the rejects: broken ones and later copies of the same bytes."""
     first: dict[bytes, str] = {}
-    intact, rejects = set(), []
+    rejects = []
     with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter's lock
         read = pool.map(lambda key: _read(folder / key), keys)
         for key, result in zip(keys, _with_progress(folder, read, len(keys)), strict=True):
@@ -186,9 +192,7 @@ def _scan(folder: Path, keys: Sequence[str]) -> tuple[set[str], list[Reject]]:
                 rejects.append(Reject(key, Reason.BROKEN, str(result)))
             elif first.setdefault(result, key) != key:
                 rejects.append(Reject(key, Reason.DUPLICATE, f"same bytes as {first[result]}"))
-            else:
-                intact.add(key)
-    return intact, rejects
+    return {key: digest for digest, key in first.items()}, rejects
 
 
 def _read(path: Path) -> bytes | PictureError:

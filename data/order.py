@@ -113,7 +113,7 @@ class EpochLoader(DataLoader):
     ) -> None:
         super().__init__(dataset, sampler=order, batch_size=order.batch_size, **settings)
         self.order = order
-        self.progress = progress or (lambda: Progress(self.delivered_in_all, len(self)))
+        self.progress = progress  # no function of self stands in for None: a cycle delays the end of the workers
         self.epoch = 0
         self.delivered = 0  # batches of this epoch, those before a resume included
         self.delivered_in_all = 0  # batches since this loader was made
@@ -133,7 +133,7 @@ class EpochLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Where the data goes on. Batches that were delivered and not worked off (an interrupted step) come again."""
-        worked_off, epoch_batches = self.progress()
+        worked_off, epoch_batches = self.progress() if self.progress else Progress(self.delivered_in_all, len(self))
         epoch, batches = self.epoch, self.delivered - (self.delivered_in_all - worked_off)
         if batches >= epoch_batches:
             epoch, batches = epoch + 1, 0

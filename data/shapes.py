@@ -127,6 +127,10 @@ class ShapesSource:
         """Drawings carry no split of their own."""
         return
 
+    def identity(self) -> tuple[str]:
+        """The config, of which all the rest follows."""
+        return (repr(self.config),)
+
 
 def draw(config: ShapesConfig, index: int) -> Drawing:
     """The drawing at a position: the same picture, scene and caption in every process and in any order.

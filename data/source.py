@@ -1,5 +1,6 @@
 """What every set of captioned pictures looks like from outside."""
 
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
@@ -25,4 +26,8 @@ class Source(Protocol):
 
     def split(self, index: int) -> str | None:
         """ "train", "val" or "test" where the source says so, else None: the datamodule then splits by the key."""
+        ...
+
+    def identity(self) -> Iterable[str]:
+        """Lines that are the same for the same samples in the same order, and for no others."""
         ...

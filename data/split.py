@@ -1,7 +1,7 @@
-"""Which samples train and which validate."""
+"""What a set of samples is called, and which of them train and which validate."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +15,18 @@ class Keyed(Protocol):
     def key(self, index: int) -> str: ...
     def captions(self, index: int) -> tuple[str, ...]: ...
     def split(self, index: int) -> str | None: ...
+
+    def identity(self) -> Iterable[str]:
+        """Lines that are the same for the same samples in the same order, and for no others."""
+        ...
+
+
+def fingerprint(source: Keyed) -> str:
+    """16 hexadecimal digits that name the samples of a source, wherever it lies."""
+    digest = hashlib.blake2b(digest_size=8)
+    for line in source.identity():
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
 
 
 def split_by_key(source: Keyed, val_fraction: float) -> tuple[list[int], list[int]]:

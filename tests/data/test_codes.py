@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data.codes import CodesSource, CodesWriter
+from data.split import fingerprint
 
 
 def codes_of(n: int, grid: tuple[int, int] = (3, 4), codebook_size: int = 65_536) -> torch.Tensor:
@@ -41,6 +42,16 @@ def test_round_trip(tmp_path):
     assert [source.split(i) for i in range(5)] == [None, None, "train", "val", "test"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["codes"]
     assert np.load(tmp_path / "deep" / "codes" / "codes.npy").dtype == np.uint16
+
+
+def test_the_fingerprint_of_the_data_names_the_image_tokenizer_too(tmp_path):
+    def made(folder: str, tokenizer: str = "abc", caption: str = "one") -> str:
+        with CodesWriter(tmp_path / folder, tokenizer, 10, (1, 1)) as writer:
+            writer.add(["a"], [(caption,)], ["val"], torch.ones(1, 1, 1, dtype=torch.int64))
+        return fingerprint(CodesSource(tmp_path / folder))
+
+    assert made("first") == made("elsewhere")
+    assert len({made("a"), made("b", tokenizer="abd"), made("c", caption="two")}) == 3
 
 
 def test_what_is_read_is_a_copy(tmp_path):

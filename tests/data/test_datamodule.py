@@ -13,6 +13,7 @@ from data.datamodule import PriorData, TokenizerData
 from data.order import generator_of
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig, ShapesSource
+from data.split import fingerprint
 from data.text import PAD, TextTokenizer
 from tests.data.fakes import Fake, epochs_of, prior_data, same, tokenizer_data
 
@@ -56,7 +57,7 @@ def test_seeds_differ():
 def test_without_augmentation_training_sees_the_evaluation_crop():
     source = Fake()
     data = TokenizerData(folder="fake", image_size=8, augment=False, loading=Loading(batch_size=4, workers=0))
-    data.setup()
+    data.open_source = lambda: source
     for batch in epochs_of(data, 1):
         for picture, key in zip(batch["images"], batch["keys"], strict=True):
             assert torch.equal(picture, transforms.evaluation_crop(source.image(int(key[:-4])), 8))
@@ -189,6 +190,7 @@ def test_drawings():
     train = {key for batch in epochs_of(data, 1) for key in batch["keys"]}
     (val, *_) = data.val_dataloader()
     assert not train & set(val["keys"])
+    assert data.fingerprint == fingerprint(ShapesSource(config))
     index = int(val["keys"][0].removeprefix("shapes-"))
     assert torch.equal(val["images"][0], transforms.evaluation_crop(ShapesSource(config).image(index), 32))
 

@@ -14,6 +14,7 @@ from data.folder import FolderSource
 from data.pictures import PictureError
 from data.rejects import Reason, Reject, Report
 from data.source import Source
+from data.split import fingerprint
 
 
 def picture(path: Path, colour: int, **options: object) -> None:
@@ -52,6 +53,25 @@ def test_satisfies_source(tmp_path: Path) -> None:
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 3), (0, 255, 7))
     with pytest.raises(IndexError):
         source.image(3)
+
+
+def test_the_fingerprint_names_keys_captions_splits_and_pixels(tmp_path: Path) -> None:
+    def made(folder: str, rows: str = "a.png,red,\nb.png,blue,\n", names: tuple[str, ...] = ("a.png", "b.png")) -> str:
+        folder_of(tmp_path / folder, list(names), captions=False)
+        (tmp_path / folder / "captions.csv").write_text(f"file_name,text,split\n{rows}")
+        return fingerprint(FolderSource(tmp_path / folder, need_captions=True))
+
+    first = made("first")
+    assert len(first) == 16
+    assert first == made("elsewhere")
+    others = [
+        made("caption", "a.png,red,\nb.png,green,\n"),
+        made("more", "a.png,red,\na.png,blue,\nb.png,blue,\n"),
+        made("split", "a.png,red,val\nb.png,blue,\n"),
+        made("pixels", names=("b.png", "a.png")),
+        made("name", "a.png,red,\nc.png,blue,\n", names=("a.png", "c.png")),
+    ]
+    assert len({first, *others}) == 6
 
 
 def test_order_is_by_path_whatever_the_system_lists_first(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The order of the data against its definition, for any number of devices, and going on in the middle of an epoch."""
 
+import gc
 import math
+import weakref
 from functools import partial
 
 import pytest
@@ -171,3 +173,18 @@ def test_other_data_cannot_be_gone_on_with_in_the_middle():
         other.load_state_dict(state)
     other.load_state_dict(state | {"epoch": 3, "position": 0})  # but from the beginning of an epoch on
     assert next(iter(other))[0][:2] == [3, 0]
+
+
+def test_a_dropped_loader_stops_its_workers_at_once():
+    """A loader that refers to itself waits for the cycle collector, which closes the workers' pipes before they are
+    told to stop; then each of them is waited for in vain."""
+    loader = loader_of(order_of(), workers=2)
+    list(loader)
+    processes, gone = list(loader._iterator._workers), weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader
+        assert gone() is None
+        assert not any(process.is_alive() for process in processes)
+    finally:
+        gc.enable()
