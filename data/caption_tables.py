@@ -8,7 +8,7 @@ ValueError with file and line, never a row left out.
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
@@ -95,10 +95,9 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t" if tabs else ",", strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        if len(set(header)) < len(header):
-            raise ValueError(f"{path} line 1: two columns of one name in {header}")
+        _check_header(path, header, "tabs" if tabs else "commas")
         for fields in reader:
-            if not fields:
+            if not any(field.strip() for field in fields):
                 continue
             if len(fields) != len(header):
                 raise ValueError(
@@ -108,6 +107,17 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
             yield reader.line_num, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num}: {error} (double quotes inside quotes are doubled)") from error
+
+
+def _check_header(path: Path, header: Sequence[str], separators: str) -> None:
+    """Columns without a name, as spreadsheets leave them behind, are put up with."""
+    if len(header) == 1 and any(mark in header[0] for mark in ",;\t"):
+        raise ValueError(
+            f"{path} line 1: one column {header[0]!r}; the columns of a {path.suffix} are parted by {separators}"
+        )
+    named = [name for name in header if name]
+    if len(set(named)) < len(named):
+        raise ValueError(f"{path} line 1: two columns of one name in {named}")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -148,5 +158,5 @@ def parse_json(text: str, where: str) -> object:
     """json.loads whose ValueError begins with `where`."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error})") from error

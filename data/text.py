@@ -155,7 +155,10 @@ class TextTokenizer:
 
     def count_longer(self, captions: Iterable[str], text_len: int) -> int:
         """How many captions `encode_batch` would cut."""
-        return sum(len(ids) > text_len - 1 for ids in self._encode_many(captions))
+        room = text_len - 1
+        # An entry is a byte or more, the space in front is one: what is short enough so need not be encoded.
+        perhaps = [text for text in map(normalise, captions) if 1 + len(text.encode()) > room]
+        return sum(len(ids) > room for ids in self._encode_many(perhaps))
 
     def _encode_many(self, captions: Iterable[str]) -> list[list[int]]:
         texts = [normalise(caption) for caption in captions]

@@ -70,6 +70,14 @@ def test_quotes_commas_line_ends_byte_order_mark_and_other_columns(tmp_path: Pat
     assert bom_first.by_picture == EXPECTED
 
 
+def test_what_spreadsheets_leave_behind(tmp_path: Path) -> None:
+    """Columns and rows without a word in them."""
+    captions = read(tmp_path, {"captions.csv": "file_name,text,,\na.png,a cat,,\n,,,\nb.png,a dog,,5\n  ,,,\n"})
+    assert captions.by_picture == {"a.png": ("a cat",), "b.png": ("a dog",)}
+    captions = read(tmp_path, {"captions.csv": ",file_name,text\n0,a.png,a cat\n"})
+    assert captions.by_picture == {"a.png": ("a cat",)}
+
+
 @pytest.mark.parametrize("columns", ["file_name,text", "file,caption", "image,text", "Path, Caption", "filename,text"])
 def test_names_of_columns(tmp_path: Path, columns: str) -> None:
     assert read(tmp_path, {"captions.csv": f"{columns}\na.png,a cat\n"}).by_picture == {"a.png": ("a cat",)}
@@ -200,7 +208,15 @@ def test_when_no_name_is_a_picture(tmp_path: Path) -> None:
         ("captions.csv", "", r"captions\.csv: no rows; expected columns file_name and text"),
         ("captions.csv", "file_name,text\n", r"captions\.csv: no rows"),
         ("captions.jsonl", "\n", r"captions\.jsonl: no rows"),
-        ("captions.csv", "picture;text\na.png;x\n", r"line 2: no column file_name; the columns are 'picture;text'"),
+        ("captions.csv", "file_name;text\na.png;x\n", r"captions\.csv line 1: one column 'file_name;text'.* by commas"),
+        ("captions.csv", "file_name\ttext\na.png\tx\n", r"line 1: one column .* of a \.csv are parted by commas"),
+        ("captions.tsv", "file_name,text\na.png,x\n", r"captions\.tsv line 1: one column 'file_name,text'.* by tabs"),
+        ("captions.csv", "file\na.png\n", r"line 2: no column text; the columns are 'file'"),
+        (
+            "captions.csv",
+            "a.png,a cat\nb.png,a dog\n",
+            r"line 2: no column file_name; the columns are 'a\.png', 'a cat'",
+        ),
         ("captions.csv", "file_name,words\na.png,x\n", r"line 2: no column text; the columns are 'file_name', 'words'"),
         ("captions.csv", "text,file_name,text\nx,a.png,y\n", r"captions\.csv line 1: two columns of one name"),
         ("captions.csv", "file_name,text\na.png,x\nb.png,y,z\n", r"line 3: 3 fields, but the header has 2 .*comma"),
@@ -213,6 +229,7 @@ def test_when_no_name_is_a_picture(tmp_path: Path) -> None:
         ("captions.csv", CSV.encode("utf-16"), r"captions\.csv line 1: not UTF-8 \(byte 0xff\)"),
         ("captions.jsonl", b'{"file_name": "a.png"}\n{"\xff', r"captions\.jsonl line 2: not UTF-8"),
         ("captions.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_name"\n', r"captions\.jsonl line 2: not JSON"),
+        ("captions.jsonl", "[" * 100_000, r"captions\.jsonl line 1: not JSON \(maximum recursion"),
         ("captions.jsonl", '["a.png", "x"]\n', r"line 1: expected an object with file_name and text, got .\[\"a"),
         ("captions.jsonl", '{"file_name": "a.png", "text": 3}\n', r"line 1: text is 3, expected a string"),
         ("captions.jsonl", '{"file_name": "a.png", "text": ["x", {}]}\n', r"line 1: text is {}, expected a string"),

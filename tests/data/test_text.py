@@ -155,6 +155,12 @@ def test_encode_batch_pads_and_counts_what_it_cuts():
     assert TOKENIZER.decode(tokens.text_tokens[1].tolist()) == "a red circle"
 
 
+@given(st.lists(ANY_TEXT, max_size=4), st.integers(2, 40))
+@settings(deadline=None)
+def test_what_is_counted_is_what_is_cut(captions, text_len):
+    assert TOKENIZER.count_longer(captions, text_len) == TOKENIZER.encode_batch(captions, text_len).truncated
+
+
 def test_encode_batch_with_dropout_draws_row_after_row():
     captions = CAPTIONS[:3]
     generator = seeded(5)
