@@ -82,7 +82,7 @@ def test_codes_have_length_one_whatever_a_weight_average_made_of_the_sums():
 
 
 def test_first_batch_starts_the_codebook():
-    quantizer = vq(8, decay=1 - 1e-6)
+    quantizer = vq(8, decay=1 - 1e-6, restart_below=0.0)
     quantizer(batch())
     vectors = torch.tensor(units(batch()), dtype=torch.float32)
     distances = torch.cdist(quantizer.codebook, vectors).amin(dim=1)
