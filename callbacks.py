@@ -1,144 +1,202 @@
-"""Lightning callbacks of the scripts: pictures while it trains, a stop that loses nothing, a quiet progress."""
+"""Lightning callbacks of the training script: pictures while it trains, a stop that loses nothing, a quiet progress."""
 
+import math
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import make_grid
+from PIL import Image
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
+from tqdm import tqdm
 
-LAST_CHECKPOINT = "last.ckpt"
+from grids import save_png
 
-
-def write_picture(picture: Tensor, path: Path) -> None:
-    """A (3, H, W) picture in [0, 1] as a PNG, written beside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    to_pil_image(picture.clamp(0, 1).cpu()).save(beside, format="PNG")
-    beside.replace(path)
+PICTURE_SHARE = 0.05  # of a run's time that drawing pictures may take
 
 
-def reconstruction_grid(images: Tensor, recon: Tensor, columns: int = 8) -> Tensor:
-    """Originals (B, 3, H, W) above their reconstructions, in pairs of rows of `columns`: (3, height, width)."""
-    rows = []
-    for start in range(0, len(images), columns):
-        rows += [images[start : start + columns], recon[start : start + columns]]
-    return make_grid(torch.cat([row.cpu() for row in rows]), nrow=columns, pad_value=1.0)
+def total_steps(trainer: pl.Trainer) -> int | None:
+    """Updates of the whole run; None where it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if math.isfinite(steps) else None
+
+
+def after_last_step(trainer: pl.Trainer) -> bool:
+    return trainer.global_step == total_steps(trainer)
 
 
 class PictureWriter(Callback):
-    """At the end of each validation, but `seconds` apart at least: a picture to disk and to TensorBoard.
+    """During a validation, if the last time is long enough ago, draws a picture to disk and for the loggers.
+
+    It has to come before a weight averaging callback in the Trainer's list: at the end of the validation's epoch, that
+    one puts the weights of the training back in the place of the averaged ones.
 
     Args:
         name: of the picture; the files are folder/NAME-STEP.png.
         folder: where they go.
-        draw: makes the picture (3, H, W) from the system being validated.
+        draw: makes the picture from the system being validated, on one device alone.
+        seconds: at least so long apart, and longer if drawing takes more than PICTURE_SHARE of the time. After the last
+            step there is always one.
     """
 
     def __init__(
-        self, name: str, folder: Path, draw: Callable[[pl.LightningModule], Tensor], seconds: float = 60
+        self, name: str, folder: Path, draw: Callable[[pl.LightningModule], Image.Image], seconds: float = 60
     ) -> None:
         self.name, self.folder, self.draw, self.seconds = name, folder, draw, seconds
-        self._last = -float("inf")
+        self._next = -math.inf
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or time.monotonic() - self._last < self.seconds:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        started = time.monotonic()
+        due = started >= self._next or after_last_step(trainer)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not due:
             return
         with torch.no_grad():
             picture = self.draw(pl_module)
-        write_picture(picture, self.folder / f"{self.name}-{trainer.global_step:07d}.png")
+        save_png(picture, self.folder / f"{self.name}-{trainer.global_step:07d}.png")
+        self._show(picture, trainer)
+        took = time.monotonic() - started
+        self._next = started + max(self.seconds, took / PICTURE_SHARE)
+
+    def _show(self, picture: Image.Image, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image(self.name, picture, trainer.global_step)
-        self._last = time.monotonic()
+            if hasattr(logger, "log_image"):  # Weights & Biases and others
+                logger.log_image(self.name, [picture], trainer.global_step)
+            elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+                logger.experiment.add_image(self.name, np.asarray(picture), trainer.global_step, dataformats="HWC")
 
 
-class LastCheckpoint(Callback):
-    """Writes folder/last.ckpt after the last step, and after the step during which Ctrl-C was pressed.
+class RunCheckpoint(Checkpoint):
+    """Writes `path` every so often, after the last step, and after the step during which Ctrl-C was pressed.
 
-    The first Ctrl-C lets the step end and stops the run as if it were over; the second one stops at once.
+    The first Ctrl-C lets the step end and ends the fit as if it were over, without a last validation; the second one
+    stops at once. Lightning's own ModelCheckpoint saves once more after the fit, with averaged weights in the place of
+    the trained ones: a run that goes on from there is not the one that was never interrupted.
+
+    Args:
+        path: of the checkpoint.
+        minutes: between two of them.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, minutes: float = 10) -> None:
+        self.path, self.minutes = path, minutes
         self.interrupted = False
         self._handler: Any = None
+        self._process = os.getpid()
+        self._saved_at = 0.0
+        self._step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a forked worker: the terminal signals it as well, but the step still needs its batches
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
         print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at, self._step = time.monotonic(), trainer.global_step
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.interrupted:
+        if trainer.global_step == self._step:
+            return  # gradients have been added up only, and no checkpoint would hold them
+        self._step = trainer.global_step
+        if _any_device(trainer, self.interrupted):
             trainer.should_stop = True
-        if trainer.should_stop or trainer.global_step == trainer.max_steps:
-            trainer.save_checkpoint(self.folder / LAST_CHECKPOINT)
+            trainer.limit_val_batches = 0
+        due = _any_device(trainer, time.monotonic() - self._saved_at >= 60 * self.minutes)
+        if (due or trainer.should_stop or after_last_step(trainer)) and not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.path)
+            self._saved_at = time.monotonic()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
 
 
-class Progress(TQDMProgressBar):
-    """A bar with ETA in a terminal; elsewhere one line every `seconds`."""
+def _any_device(trainer: pl.Trainer, decision: bool) -> bool:
+    """Whether any device decides so: the same answer on all."""
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+
+class Progress(ProgressBar):
+    """One bar over the steps of the whole run, with its ETA; where there is no terminal, a line every `seconds`."""
 
     def __init__(self, seconds: float = 20) -> None:
-        super().__init__(refresh_rate=5)
+        super().__init__()
         self.seconds = seconds
         self._terminal = sys.stderr.isatty()
-        self._started = self._last = 0.0
+        self._bar = tqdm(disable=True)
+        self._started = self._shown_at = 0.0
         self._first_step = 0
-        if not self._terminal:
-            self.disable()
+
+    def disable(self) -> None:
+        """Lightning calls it on all devices but the first."""
+        self._terminal, self.seconds = False, math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._started = self._last = time.monotonic()
+        self._started = self._shown_at = time.monotonic()
         self._first_step = trainer.global_step
+        self._bar = tqdm(
+            total=total_steps(trainer),
+            initial=trainer.global_step,
+            unit="step",
+            smoothing=0,
+            dynamic_ncols=True,
+            disable=not self._terminal,
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._bar.update(trainer.global_step - self._bar.n)
         now = time.monotonic()
-        if self._terminal or not trainer.is_global_zero or now - self._last < self.seconds:
+        if now - self._shown_at < (1 if self._terminal else self.seconds):
             return
-        self._last = now
-        values = self.get_metrics(trainer, pl_module)
-        values.pop("v_num", None)
-        shown = "  ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-        print(f"step {trainer.global_step}{self._eta(trainer, now)}  {shown}", flush=True)
-
-    def _eta(self, trainer: pl.Trainer, now: float) -> str:
-        total = int(trainer.estimated_stepping_batches) if trainer.max_steps > 0 or trainer.max_epochs else 0
-        done = trainer.global_step - self._first_step
-        if not total or not done:
-            return ""
-        left = (now - self._started) / done * (total - trainer.global_step)
-        return f" of {total}, {int(left // 60)}:{int(left % 60):02d} left"
-
-
-class AtEnd(Callback):
-    """Calls `action` with the trained system, averaged weights in place, when a fit ends."""
-
-    def __init__(self, action: Callable[[pl.LightningModule], None]) -> None:
-        self.action = action
+        self._shown_at = now
+        if self._terminal:
+            self._bar.set_postfix(self._metrics(trainer, pl_module))
+        else:
+            self._print(trainer, pl_module, self._left(trainer, now))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self.action(pl_module)
+        self._bar.close()
+        if not self._terminal and math.isfinite(self.seconds):
+            self._print(trainer, pl_module, f", {_clock(time.monotonic() - self._started)} in all")
+
+    def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, str]:
+        values = self.get_metrics(trainer, pl_module)
+        values.pop("v_num", None)
+        return {name: f"{float(value):.4g}" for name, value in values.items()}
+
+    def _print(self, trainer: pl.Trainer, pl_module: pl.LightningModule, clock: str) -> None:
+        total = total_steps(trainer)
+        of = f" of {total}" if total else ""
+        shown = "".join(f"  {name} {value}" for name, value in self._metrics(trainer, pl_module).items())
+        print(f"step {trainer.global_step}{of}{clock}{shown}", flush=True)
+
+    def _left(self, trainer: pl.Trainer, now: float) -> str:
+        total, done = total_steps(trainer), trainer.global_step - self._first_step
+        if not total or not done:
+            return ""
+        return f", {_clock((now - self._started) / done * (total - trainer.global_step))} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,23 +1,50 @@
-"""What the scripts share at the surface: one-line errors, and how a path becomes a model folder."""
+"""What the scripts share at the surface: one-line errors, how a path becomes a model folder, and the precision."""
 
+import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+import torch
 
-USER_ERRORS = (ValueError, OSError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError)
+MAX_LENGTH = 500  # of a message: jsonargparse lists all that a value is not
 MODEL_FOLDER = "model"  # where a run exports to
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are ValueErrors, so that `run` reports them like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main: a mistake of the user becomes one line on standard error and exit code 2."""
+    """Runs a script's main: a mistake of the user becomes one line on standard error and exit code 2, Ctrl-C code 130.
+
+    With `python -X dev` the traceback of a mistake comes first.
+    """
     try:
         main()
     except USER_ERRORS as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {message}", file=sys.stderr)
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; of one that a DataLoader's worker sent over, what was raised there."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"
 
 
 def model_folder(path: str | Path) -> Path:
@@ -32,3 +59,28 @@ def model_folder(path: str | Path) -> Path:
     if not path.exists():
         raise ValueError(f"no such folder: {path}; expected a run of train.py or an exported model folder")
     raise ValueError(f"{path} holds no model: looked for config.json there and in {path / MODEL_FOLDER}")
+
+
+def cpu_likes_bf16() -> bool:
+    """Whether this processor multiplies in bf16 by instructions of its own (AMX, AVX512-BF16), not by detours.
+
+    oneDNN's own question, `mkldnn._is_mkldnn_bf16_supported`, says yes on every AVX-512 processor, also where bf16 is
+    emulated and slower than fp32. What is asked instead is private in PyTorch, so it may be gone one day: then no.
+    """
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(is_supported() for is_supported in asked if is_supported is not None)
+
+
+def default_precision(accelerator: str) -> str:
+    """Lightning's name of the precision to train in where none is asked for: bf16-mixed on devices that are good at it,
+    else 32-true.
+
+    Args:
+        accelerator: as the Trainer takes it: "auto", "cpu", "gpu", "cuda", ...
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
+        fast = on_cpu and cpu_likes_bf16()
+    return "bf16-mixed" if fast else "32-true"

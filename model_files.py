@@ -1,4 +1,4 @@
-"""A model as a folder: `model.safetensors` and `config.json`. No code is ever unpickled.
+"""A model as a folder, `model.safetensors` and `config.json`, and as a training checkpoint. No code is ever unpickled.
 
 Written by hand instead of by huggingface_hub's PyTorchModelHubMixin, which loads with missing keys forgiven, drops
 settings it does not know, falls back to a pickle and takes a mistyped path for a name on the network. The files are the
@@ -6,9 +6,11 @@ same, so such a folder can be uploaded to the Hub and downloaded from it as it i
 """
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -52,10 +54,30 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    problems = _mismatches(tensors, model.state_dict())
+    problems = mismatches(tensors, model.state_dict())
     if problems:
         raise ValueError(f"{path} does not fit its {CONFIG}: " + "; ".join(problems))
     model.load_state_dict(tensors)
+
+
+def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, Any]:
+    """A training checkpoint whose "state_dict" fits `model`, which is not touched; tensors stay on the disk until used.
+
+    Raises ValueError naming the file where it is missing, damaged or of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = checkpoint["state_dict"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no training checkpoint: {str(error).splitlines()[0]}") from error
+    problems = mismatches(weights, model.state_dict())
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise ValueError(f"{path} is of another model than this run's: {shown}")
+    return checkpoint
 
 
 def _existing(path: Path) -> Path:
@@ -64,7 +86,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+def mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What differs between two models' state dicts, in words: names that one lacks, and shapes."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in expected]
     for name in found.keys() & expected.keys():

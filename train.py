@@ -4,156 +4,203 @@
     python train.py prior fit --config small --data.folder pictures --tokenizer runs/my-tokenizer --run runs/my-prior
 
 `--config` takes a file, or the name of one in configs/tokenizer or configs/prior. Every value in it can be overridden
-on the command line (--trainer.max_steps 1000), --print_config shows all of them, --help explains them. Ctrl-C ends a
-run with a checkpoint; the same command with --ckpt_path last goes on. A run ends with a model folder, RUN/model.
+on the command line (--trainer.max_steps 1000), --print_config shows all of them, `fit --help` explains them. Ctrl-C
+ends a run with a checkpoint; the same command with --ckpt_path last goes on. `validate` in the place of `fit` measures
+the last checkpoint of a run. A run ends with a model folder, RUN/model; RUN/config.yaml says how it was trained.
 """
 
 import logging
 import sys
 import warnings
-from datetime import timedelta
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from PIL import Image
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torchvision.utils import make_grid
 
 import cli
-from callbacks import AtEnd, LastCheckpoint, PictureWriter, Progress, reconstruction_grid
+from callbacks import PictureWriter, Progress, RunCheckpoint
 from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
-from pipeline import TextToImage, fingerprint, load_image_tokenizer, load_image_tokenizer_config
+from grids import captioned_grid, reconstruction_grid
+from model_files import load_checkpoint
+from pipeline import TextToImage, fingerprint, load_image_tokenizer, load_image_tokenizer_config, to_pil_images
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
 from vqvae.training import TokenizerSystem
 
 CONFIGS = Path(__file__).parent / "configs"
 GRID_PICTURES = 16
+CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
+NOISE = (  # Lightning's, about things that are as they should be here
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",
+    ".*smaller than the logging interval.*",
+    ".*callback, but loading a checkpoint outside the 'fit' stage.*",
+)
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes RUN/config.yaml, from which the run can be repeated."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            folder = Path(self.config.run)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True)
 
 
 class RunCLI(LightningCLI):
-    """LightningCLI with a run folder: checkpoints, logs, pictures and the exported model lie in --run."""
+    """LightningCLI with a run folder: checkpoint, logs, pictures and the exported model lie in --run."""
 
     kind: str
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        both = {"model", "datamodule"}
-        return {"fit": both | {"train_dataloaders", "val_dataloaders"}, "validate": both | {"dataloaders"}}
+        skipped = {"model", "datamodule", "weights_only"}
+        return {"fit": skipped | {"train_dataloaders", "val_dataloaders"}, "validate": skipped | {"dataloaders"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default=f"runs/{self.kind}", help="folder of this run")
+        parser.add_argument("--checkpoint_minutes", type=float, default=10, help="minutes between two checkpoints")
         parser.add_lightning_class_args(EMAWeightAveraging, "ema")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.save_last": True,
-                "checkpoint.save_top_k": 0,
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.train_time_interval": timedelta(minutes=10),
-            }
-        )
         parser.link_arguments("run", "trainer.default_root_dir")
-        parser.link_arguments("run", "checkpoint.dirpath", compute_fn=lambda run: str(Path(run) / "checkpoints"))
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Leaves sys.argv alone: on several devices, Lightning starts the script again with it."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:
+            trainer.precision = cli.default_precision(trainer.accelerator)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config_init[self.subcommand]
+        callbacks = [*(config.trainer.callbacks or []), *self._callbacks()]
+        if config.trainer.logger is None:
+            kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
+                self.run_folder, "tensorboard", version=""
+            )
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _callbacks(self) -> list[Callback]:
+        """In this order: Lightning puts the weight averaging behind them, and the checkpoint behind that."""
+        minutes = self.config[self.subcommand].checkpoint_minutes
+        picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
+        self.checkpoint = RunCheckpoint(self.run_folder / CHECKPOINT, minutes)
+        return [picture, Progress(), self.checkpoint]
 
     @property
     def run_folder(self) -> Path:
         return Path(self.config[self.subcommand].run)
 
-    def before_fit(self) -> None:
-        self._check_run_folder()
-        self.trainer.callbacks += [
-            LastCheckpoint(self.run_folder / "checkpoints"),
-            Progress(),
-            AtEnd(self.export),
-            *self.picture_writers(),
-        ]
+    def fit(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        ckpt_path = self._start(ckpt_path)
+        self.prepare()
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            self._export_checkpoint()
+            print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
+        if self.checkpoint.interrupted:
+            print("the same command with --ckpt_path last goes on")
+            raise KeyboardInterrupt
 
-    def _check_run_folder(self) -> None:
-        last = self.run_folder / "checkpoints" / "last.ckpt"
-        wanted = self.config.fit.ckpt_path
-        if wanted == "last" and not last.is_file():
-            raise ValueError(f"nothing to go on with: {last} is missing")
-        if wanted is None and last.is_file():
-            raise ValueError(
-                f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
-            )
+    def _start(self, ckpt_path: str | None) -> str | None:
+        """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""
+        last = self.run_folder / CHECKPOINT
+        if ckpt_path is None:
+            if last.is_file():
+                raise ValueError(
+                    f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
+                )
+            return None
+        return self._existing_checkpoint(ckpt_path)
 
-    def after_fit(self) -> None:
-        print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
-        if any(isinstance(callback, LastCheckpoint) and callback.interrupted for callback in self.trainer.callbacks):
-            print("interrupted; the same command with --ckpt_path last goes on")
+    def _existing_checkpoint(self, ckpt_path: str) -> str:
+        path = self.run_folder / CHECKPOINT if ckpt_path == "last" else Path(ckpt_path)
+        load_checkpoint(path, self.model)
+        return str(path)
 
-    def export(self, system: pl.LightningModule) -> None:
+    def _export_checkpoint(self) -> None:
+        """Exports the averaged weights in the checkpoint: also where the fit was over already and did nothing."""
+        checkpoint = load_checkpoint(self.run_folder / CHECKPOINT, self.model)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.export(self.run_folder / cli.MODEL_FOLDER)
+
+    def validate(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, verbose: bool
+    ) -> None:
+        ckpt_path = self._existing_checkpoint(ckpt_path or "last")
+        self.prepare()
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=verbose, weights_only=True)
+
+    def prepare(self) -> None:
+        """What is left to do before the Trainer takes over."""
+
+    def export(self, folder: Path) -> None:
         """Writes the model folder."""
         raise NotImplementedError
 
-    def picture_writers(self) -> list[PictureWriter]:
+    picture_name: str
+
+    def draw(self, system: pl.LightningModule) -> Image.Image:
+        """The picture that shows how far the training is."""
         raise NotImplementedError
 
+    @cached_property
     def held_out_batch(self) -> dict[str, Any]:
         """The first validation samples, on the CPU."""
-        loader = self.datamodule.val_dataloader()
-        batches = iter(loader)
-        return {name: value[:GRID_PICTURES] for name, value in next(batches).items()}
+        batch = next(iter(self.datamodule.val_dataloader()))
+        return {name: value[:GRID_PICTURES] for name, value in batch.items()}
 
 
 class TokenizerCLI(RunCLI):
     kind = "tokenizer"
+    picture_name = "reconstructions"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data.image_size", "model.vae.image_size")
 
-    def export(self, system: TokenizerSystem) -> None:
-        system.model.save_pretrained(self.run_folder / cli.MODEL_FOLDER)
+    def export(self, folder: Path) -> None:
+        self.model.model.save_pretrained(folder)
 
-    def picture_writers(self) -> list[PictureWriter]:
-        return [PictureWriter("reconstructions", self.run_folder / "pictures", self._reconstructions)]
-
-    def _reconstructions(self, system: TokenizerSystem) -> Tensor:
-        images = self.held_out_batch()["images"]
-        model = system.model
-        return reconstruction_grid(images, model.decode(model.encode(images.to(system.device))))
+    def draw(self, system: TokenizerSystem) -> Image.Image:
+        images = self.held_out_batch["images"]
+        recon = system.model.decode(system.model.encode(images.to(system.device)))
+        return reconstruction_grid(to_pil_images(images), to_pil_images(recon))
 
 
 class PriorCLI(RunCLI):
     kind = "prior"
+    picture_name = "samples"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--tokenizer", type=str, required=True, help="run or model folder of the image tokenizer")
-        sizes = {"codebook_size": "codebook_size", "grid_size": "grid_size"}
-        for name, target in sizes.items():
-            parser.link_arguments(
-                "tokenizer",
-                f"model.prior.{target}",
-                compute_fn=lambda path, n=name: getattr(_tokenizer_config(path), n),
-            )
-        parser.link_arguments("tokenizer", "data.image_size", compute_fn=lambda p: _tokenizer_config(p).image_size)
+        for name in ("codebook_size", "grid_size"):
+            parser.link_arguments("tokenizer", f"model.prior.{name}", compute_fn=_of_tokenizer(name))
+        parser.link_arguments("tokenizer", "data.image_size", compute_fn=_of_tokenizer("image_size"))
         parser.link_arguments("data.text.text_len", "model.prior.text_len")
         parser.link_arguments(
             ("data.text.tokenizer", "data.text.vocab_size"), "model.prior.text_vocab_size", compute_fn=_text_vocab_size
         )
 
-    def before_fit(self) -> None:
-        super().before_fit()
-        self._connect_tokenizer()
-
-    def before_validate(self) -> None:
-        self._connect_tokenizer()
-
-    def _connect_tokenizer(self) -> None:
-        """What the prior's data needs of the image tokenizer; refuses codes that another one made."""
+    def prepare(self) -> None:
+        """Gives the data what they need of the image tokenizer; refuses codes that another one made."""
         self.image_tokenizer = load_image_tokenizer(cli.model_folder(self.config[self.subcommand].tokenizer))
         self.datamodule.setup()
-        source = self.datamodule.source
-        made_by, own = getattr(source, "fingerprint", None), fingerprint(self.image_tokenizer)
+        made_by, own = getattr(self.datamodule.source, "fingerprint", None), fingerprint(self.image_tokenizer)
         if made_by is not None and made_by != own:
             raise ValueError(f"the codes in {self.datamodule.codes} are of tokenizer {made_by}, --tokenizer is {own}")
         self.datamodule.encode_images = self._encode
@@ -162,31 +209,33 @@ class PriorCLI(RunCLI):
         return self.image_tokenizer.to(images.device).encode(images)
 
     def _pipeline(self, system: PriorSystem) -> TextToImage:
-        return TextToImage(system.prior, self.datamodule.text_tokenizer, self.image_tokenizer)
+        return TextToImage(system.prior, self.datamodule.text_tokenizer, self.image_tokenizer.to(system.device))
 
-    def export(self, system: PriorSystem) -> None:
-        self._pipeline(system).save_pretrained(
-            self.run_folder / cli.MODEL_FOLDER, data_fingerprint=self.datamodule.fingerprint
+    def export(self, folder: Path) -> None:
+        self._pipeline(self.model).save_pretrained(folder, data_fingerprint=self.datamodule.fingerprint)
+
+    def draw(self, system: PriorSystem) -> Image.Image:
+        captions = self.held_out_batch["captions"]
+        pictures = self._pipeline(system).sample(captions, seeds=[0] * len(captions), config=SamplingConfig())
+        return captioned_grid(
+            [(caption, [picture]) for caption, picture in zip(captions, to_pil_images(pictures), strict=True)]
         )
 
-    def picture_writers(self) -> list[PictureWriter]:
-        return [PictureWriter("samples", self.run_folder / "pictures", self._samples)]
 
-    def _samples(self, system: PriorSystem) -> Tensor:
-        captions = self.held_out_batch()["captions"]
-        pictures = self._pipeline(system).sample(captions, seeds=[0] * len(captions), config=SamplingConfig())
-        return make_grid(pictures.cpu(), nrow=8, pad_value=1.0)
+def _of_tokenizer(name: str) -> Callable[[str | None], Any]:
+    def value(folder: str | None) -> Any:
+        if folder is None:
+            raise ValueError("--tokenizer is missing: the run or model folder of the image tokenizer")
+        return getattr(load_image_tokenizer_config(cli.model_folder(folder)), name)
 
-
-def _tokenizer_config(path: str) -> Any:
-    return load_image_tokenizer_config(cli.model_folder(path))
+    return value
 
 
 def _text_vocab_size(tokenizer: str | None, vocab_size: int) -> int:
     return vocab_size if tokenizer is None else TextTokenizer.load(tokenizer).vocab_size
 
 
-SYSTEMS = {
+KINDS = {
     "tokenizer": (TokenizerCLI, TokenizerSystem, TokenizerData),
     "prior": (PriorCLI, PriorSystem, PriorData),
 }
@@ -205,41 +254,64 @@ def resolve_config(kind: str, name: str) -> str:
 
 
 def train(kind: str, args: list[str]) -> None:
-    """What `python train.py KIND ARGS` does. Raises ValueError for a wrong command line or wrong input."""
-    if kind not in SYSTEMS:
+    """What `python train.py KIND ARGS` does.
+
+    Raises ValueError for a wrong command line or wrong input, KeyboardInterrupt after a run that Ctrl-C has ended.
+    """
+    if kind not in KINDS:
         raise ValueError(f"expected tokenizer or prior, got {kind!r}")
-    args = list(args)
-    for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
-            args[i + 1] = resolve_config(kind, args[i + 1])
-        elif arg.startswith("--config="):
-            args[i] = f"--config={resolve_config(kind, arg.removeprefix('--config='))}"
-    sys.argv = [f"train.py {kind}"]  # the CLI's parser takes its name from here
-    run_class, system, data = SYSTEMS[kind]
+    run_class, system, data = KINDS[kind]
+    options = {"exit_on_error": False}
     torch.set_float32_matmul_precision("high")
     try:
         run_class(
             system,
             data,
-            args=args,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={name: {"exit_on_error": False} for name in run_class.subcommands()}
-            | {"exit_on_error": False},
+            args=_with_config_files(kind, args),
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_kwargs=options
+            | {"prog": f"train.py {kind}", "description": f"Train a {kind}."}
+            | dict.fromkeys(run_class.subcommands(), options),
             trainer_defaults={
                 "use_distributed_sampler": False,  # the data share themselves out, see data/order.py
                 "log_every_n_steps": 10,
-                "enable_progress_bar": False,  # ours joins in before_fit
                 "enable_model_summary": False,
             },
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
         )
-    except ArgumentError as error:
+    except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except ArgumentError as error:
+        raise ValueError(_shortest(error)) from error
+
+
+def _shortest(error: ArgumentError) -> str:
+    """What is wrong with the command line; where a value could not be computed from another, what our function said."""
+    cause: BaseException = error
+    while "compute_fn" in str(error) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause)
+
+
+def _with_config_files(kind: str, args: list[str]) -> list[str]:
+    resolved = list(args)
+    for i, arg in enumerate(resolved):
+        if arg in ("-c", "--config") and i + 1 < len(resolved):
+            resolved[i + 1] = resolve_config(kind, resolved[i + 1])
+        elif arg.startswith("--config="):
+            resolved[i] = f"--config={resolve_config(kind, arg.removeprefix('--config='))}"
+    return resolved
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
