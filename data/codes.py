@@ -21,6 +21,12 @@ MAX_CODEBOOK_SIZE = 2**16  # what uint16 holds
 _DTYPE = np.dtype("<u2")
 
 
+def refuse_existing(folder: str | Path) -> None:
+    """ValueError where codes cannot be written to `folder` because something is there."""
+    if Path(folder).exists():
+        raise ValueError(f"{folder} exists already: remove it or write the codes elsewhere")
+
+
 class CodesWriter:
     """Writes a folder of codes, batch after batch; a context manager that leaves nothing behind when it fails.
 
@@ -39,8 +45,7 @@ class CodesWriter:
         if len(grid_size) != 2 or min(grid_size) < 1:
             raise ValueError(f"grid_size is {tuple(grid_size)}, expected two positive numbers")
         self.folder = Path(folder)
-        if self.folder.exists():
-            raise ValueError(f"{self.folder} exists already: remove it or write the codes elsewhere")
+        refuse_existing(self.folder)
         self.fingerprint, self.codebook_size, self.grid_size = fingerprint, codebook_size, tuple(grid_size)
         self._keys: set[str] = set()
         self._beside = self.folder.with_name(f"{self.folder.name}.partial")

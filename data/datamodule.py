@@ -15,11 +15,11 @@ from torch import Tensor
 
 from data import transforms
 from data.codes import CodesSource
-from data.folder import FolderSource
+from data.opening import check_drawn_large_enough, check_one_given, open_pictures
 from data.order import EpochLoader, EpochOrder, Progress
 from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples
 from data.settings import Loading, TextConfig
-from data.shapes import ShapesConfig, ShapesSource
+from data.shapes import ShapesConfig
 from data.source import Source
 from data.split import Keyed, fingerprint, split_by_key, spread
 from data.text import TextTokenizer
@@ -131,27 +131,6 @@ class CaptionedData(pl.LightningDataModule):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
 
-def _open_pictures(
-    folder: str | None, drawings: ShapesConfig | None, loading: Loading, *, need_captions: bool
-) -> Source:
-    if drawings is not None:
-        return ShapesSource(drawings)
-    return FolderSource(folder, need_captions=need_captions, max_rejected=loading.max_rejected, report=loading.report)
-
-
-def _check_one_given(**sources: object) -> None:
-    given = [name for name, value in sources.items() if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"expected exactly one of {', '.join(sources)}; got {' and '.join(given) or 'none'}")
-
-
-def _check_drawn_large_enough(drawings: ShapesConfig | None, image_size: int) -> None:
-    if drawings is not None and drawings.size < image_size:
-        raise ValueError(
-            f"drawings.size={drawings.size}, expected at least image_size={image_size}: they can be any size"
-        )
-
-
 class TokenizerData(CaptionedData):
     """Pictures for an image tokenizer.
 
@@ -174,12 +153,12 @@ class TokenizerData(CaptionedData):
         loading: Loading = Loading(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(loading)
-        _check_one_given(folder=folder, drawings=drawings)
-        _check_drawn_large_enough(drawings, image_size)
+        check_one_given(folder=folder, drawings=drawings)
+        check_drawn_large_enough(drawings, image_size)
         self.folder, self.drawings, self.image_size, self.augment = folder, drawings, image_size, augment
 
     def open_source(self) -> Source:
-        return _open_pictures(self.folder, self.drawings, self.loading, need_captions=False)
+        return open_pictures(self.folder, self.drawings, self.loading, need_captions=False)
 
     def readers(self, *, training: bool) -> list[Reader]:
         augmentation = transforms.tokenizer_augmentation if training and self.augment else None
@@ -217,8 +196,8 @@ class PriorData(CaptionedData):
         loading: Loading = Loading(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(loading)
-        _check_one_given(folder=folder, drawings=drawings, codes=codes)
-        _check_drawn_large_enough(drawings, image_size)
+        check_one_given(folder=folder, drawings=drawings, codes=codes)
+        check_drawn_large_enough(drawings, image_size)
         self.folder, self.drawings, self.codes = folder, drawings, codes
         self.image_size, self.augment, self.text = image_size, augment, text
         self.encode_images: Callable[[Tensor], Tensor] | None = None  # (B, 3, H, W) -> (B, h, w)
@@ -264,7 +243,7 @@ class PriorData(CaptionedData):
 
     def open_source(self) -> Keyed:
         if self.codes is None:
-            return _open_pictures(self.folder, self.drawings, self.loading, need_captions=True)
+            return open_pictures(self.folder, self.drawings, self.loading, need_captions=True)
         source = CodesSource(self.codes)
         bare = [source.key(index) for index in range(len(source)) if not source.captions(index)]
         if bare:
