@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.text import BYTES, PAD, TextTokenizer, merge, normalise, pad
+from transformer import embeddings
 
 CAPTIONS = [
     f"a {size} {colour} {shape} left of the {colour} {shape}s, une étoile 漢字漢字"
@@ -140,6 +141,16 @@ def test_special_looking_text_is_text():
     for caption in ("<pad>", "[bos]", "<|endoftext|>", "!", "\u0120"):
         assert TOKENIZER.decode(TOKENIZER.encode(caption)) == normalise(caption)
     assert TOKENIZER.encode("") == TOKENIZER.encode(" \n") == []
+
+
+@given(ANY_TEXT)
+@settings(deadline=None)
+def test_no_caption_is_taken_for_a_pad(caption):
+    """The prior tells pads by their number; both rooms state it, for neither imports the other."""
+    assert PAD == embeddings.PAD
+    ids = TOKENIZER.encode(caption)
+    tokens = TOKENIZER.encode_batch([caption], len(ids) + 3).text_tokens
+    assert embeddings.text_lengths(tokens).tolist() == [1 + len(ids)]
 
 
 def test_encode_batch_pads_and_counts_what_it_cuts():
