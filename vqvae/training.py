@@ -52,6 +52,12 @@ class TokenizerOptim:
         return warmup * cosine(step, self.lr, self.min_lr, self.decay_steps or run_steps)
 
 
+def _ssim(recon: Tensor, images: Tensor) -> Tensor:
+    """Structural similarity in float32: its variances are small differences, of which bf16 leaves nothing."""
+    with torch.autocast(images.device.type, enabled=False):
+        return structural_similarity_index_measure(recon.float(), images.float(), data_range=1.0)
+
+
 class TokenizerSystem(pl.LightningModule):
     """Trains a DiscreteVAE on batches {"images": (B, 3, H, W) in [0, 1]}.
 
@@ -137,7 +143,7 @@ class TokenizerSystem(pl.LightningModule):
         metrics = {
             "val/loss": reconstruction + hard.loss,
             "val/reconstruction": reconstruction,
-            "val/ssim": structural_similarity_index_measure(recon, images, data_range=1.0),
+            "val/ssim": _ssim(recon, images),
         } | {f"val/{name}": value for name, value in hard.parts.items()}
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
         self._val_counts += count_codes(hard.indices, self.model.codebook_size)

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from vqvae.training import TokenizerOptim, TokenizerSystem
+from vqvae.training import TokenizerOptim, TokenizerSystem, _ssim
 
 VQ = {"quantizer": "vq", "quantizer_options": {"codebook_dim": 4, "decay": 0.9, "restart_below": 0.3}}
 GUMBEL = {"quantizer": "gumbel", "quantizer_options": {"tau_steps": 10, "beta": 0.1, "beta_steps": 4}}
@@ -234,6 +234,15 @@ def test_validation_by_hand_and_whatever_the_batch_size(make_system, trainer, im
         assert result["val/codes_used"] == len(indices.unique())
         assert result["val/ssim"] == pytest.approx(results[0]["val/ssim"], rel=1e-4)
         assert result["val/loss"] == pytest.approx(results[0]["val/loss"], rel=1e-4)
+
+
+def test_similarity_of_pictures_is_not_computed_in_bf16(images):
+    smooth = 0.8 + 0.05 * torch.nn.functional.avg_pool2d(images, 5, 1, 2)
+    recon = (smooth + 0.01 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    expected = _ssim(recon, smooth)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _ssim(recon, smooth) == expected
+    assert 0.3 < expected < 1
 
 
 def test_relaxation_gap(make_system, trainer, images):
