@@ -117,19 +117,19 @@ class RunCLI(LightningCLI):
 
     def _start(self, ckpt_path: str | None) -> str | None:
         """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""
-        last = self.run_folder / CHECKPOINT
-        if ckpt_path is None:
-            if last.is_file():
-                raise ValueError(
-                    f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
-                )
-            return None
-        return self._existing_checkpoint(ckpt_path)
+        if ckpt_path is not None:
+            path, checkpoint = self._existing_checkpoint(ckpt_path)
+            print(f"going on from {path}, step {checkpoint['global_step']}")
+            return path
+        if (self.run_folder / CHECKPOINT).is_file():
+            raise ValueError(
+                f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
+            )
+        return None
 
-    def _existing_checkpoint(self, ckpt_path: str) -> str:
+    def _existing_checkpoint(self, ckpt_path: str) -> tuple[str, dict[str, Any]]:
         path = self.run_folder / CHECKPOINT if ckpt_path == "last" else Path(ckpt_path)
-        load_checkpoint(path, self.model)
-        return str(path)
+        return str(path), load_checkpoint(path, self.model)
 
     def _export_checkpoint(self) -> None:
         """Exports the averaged weights in the checkpoint: also where the fit was over already and did nothing."""
@@ -140,7 +140,7 @@ class RunCLI(LightningCLI):
     def validate(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, verbose: bool
     ) -> None:
-        ckpt_path = self._existing_checkpoint(ckpt_path or "last")
+        ckpt_path, _ = self._existing_checkpoint(ckpt_path or "last")
         self.prepare()
         self.trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=verbose, weights_only=True)
 
