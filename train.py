@@ -25,6 +25,7 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 import cli
@@ -38,6 +39,8 @@ from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
 from vqvae.training import TokenizerSystem
 
+log = logging.getLogger(__name__)
+
 CONFIGS = Path(__file__).parent / "configs"
 GRID_PICTURES = 16
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
@@ -46,6 +49,8 @@ NOISE = (  # Lightning's, about things that are as they should be here
     ".*LeafSpec.*",
     ".*smaller than the logging interval.*",
     ".*callback, but loading a checkpoint outside the 'fit' stage.*",
+    ".*all_gather is deprecated.*",
+    ".*recommended to use `self.log\\('val/(psnr|relaxation_gap|code).*",  # computed over all devices as they are
 )
 
 
@@ -119,7 +124,7 @@ class RunCLI(LightningCLI):
         """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""
         if ckpt_path is not None:
             path, checkpoint = self._existing_checkpoint(ckpt_path)
-            print(f"going on from {path}, step {checkpoint['global_step']}")
+            log.info("going on from %s, step %s", path, checkpoint["global_step"])
             return path
         if (self.run_folder / CHECKPOINT).is_file():
             raise ValueError(
@@ -307,7 +312,8 @@ def _with_config_files(kind: str, args: list[str]) -> list[str]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = logging.INFO if rank_zero_only.rank == 0 else logging.ERROR  # further devices would say the same again
+    logging.basicConfig(level=level, format="%(message)s")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
