@@ -258,8 +258,8 @@ def resolve_config(kind: str, name: str) -> str:
     raise ValueError(f"unknown config {name!r}: no such file, and the {kind} configs are {known}")
 
 
-def train(kind: str, args: list[str]) -> None:
-    """What `python train.py KIND ARGS` does.
+def train(kind: str, args: list[str]) -> dict[str, float]:
+    """What `python train.py KIND ARGS` does; returns the last values of what was logged (train/loss, val/psnr, ...).
 
     Raises ValueError for a wrong command line or wrong input, KeyboardInterrupt after a run that Ctrl-C has ended.
     """
@@ -269,7 +269,7 @@ def train(kind: str, args: list[str]) -> None:
     options = {"exit_on_error": False}
     torch.set_float32_matmul_precision("high")
     try:
-        run_class(
+        run = run_class(
             system,
             data,
             args=_with_config_files(kind, args),
@@ -291,6 +291,7 @@ def train(kind: str, args: list[str]) -> None:
         raise ValueError(str(error)) from error
     except ArgumentError as error:
         raise ValueError(_shortest(error)) from error
+    return {name: float(value) for name, value in run.trainer.callback_metrics.items()}
 
 
 def _shortest(error: ArgumentError) -> str:
@@ -311,13 +312,18 @@ def _with_config_files(kind: str, args: list[str]) -> list[str]:
     return resolved
 
 
-def main() -> None:
+def be_quiet() -> None:
+    """What is of interest is said, once; Lightning's advice is not."""
     level = logging.INFO if rank_zero_only.rank == 0 else logging.ERROR  # further devices would say the same again
     logging.basicConfig(level=level, format="%(message)s")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
+
+
+def main() -> None:
+    be_quiet()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
