@@ -39,6 +39,7 @@ def parsed(tmp_path, monkeypatch):
         raise _Parsed(config, parts)
 
     monkeypatch.setattr(train.RunCLI, "instantiate_classes", instantiate)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # would outlive the test
 
     def parse(kind: str, name: str) -> tuple[Namespace, Namespace]:
         sources = {"tokenizer": "--data.folder", "prior": "--data.codes"}
