@@ -1,0 +1,183 @@
+"""Pictures from captions.
+
+    python sample.py "a red circle" "a blue star" --model runs/demo/prior --n 4 --seed 0
+    python sample.py --captions captions.txt --model runs/my-prior --guidance_scale 3 --out runs/my-samples
+    cat captions.txt | python sample.py --model runs/my-prior
+
+Captions are arguments, or lines of a file or of standard input (-); blank ones are passed over. Picture i of a caption
+is drawn with seed + i and is the same whatever else is drawn with it. In the output folder lie then the pictures, named
+CAPTION_SEED_SETTINGS_MODEL.png with the settings that are not the usual ones, a grid of them, and beside the grid a
+JSON file that lists them. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that
+another call has drawn there stay.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import cli
+from grids import captioned_grid, save_png
+from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images
+from transformer.sampling import SamplingConfig
+
+SLUG_LENGTH = 60
+GRID_PICTURES = 256  # at most; the JSON file lists all
+SHORT = {"temperature": "t", "top_k": "k", "top_p": "p", "guidance_scale": "g"}  # settings in a file's name
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and what it is a function of; `model` is the pipeline's fingerprint."""
+
+    picture: Image.Image
+    caption: str
+    seed: int
+    config: SamplingConfig
+    model: str
+
+    @property
+    def name(self) -> str:
+        """A file name: the same for the same picture, another one for another picture."""
+        usual = SamplingConfig()
+        changed = {name: value for name, value in asdict(self.config).items() if value != getattr(usual, name)}
+        settings = [f"{SHORT[name]}{value}" for name, value in changed.items()]
+        return "_".join([slug(self.caption), f"seed{self.seed}", *settings, self.model[:8]]) + ".png"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        settings = json.dumps(asdict(self.config))
+        return {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Raises ValueError for a wrong command line or wrong input."""
+    options = _parser().parse_intermixed_args(args)
+    config = SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
+    captions = read_captions(options.caption, options.captions)
+    repeated, seeds = repeat(captions, options.n, options.seed)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device)
+    _report_cut(pipeline, captions)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(repeated) * pipeline.prior.config.image_len, unit=" codes", disable=None) as bar:
+        images = pipeline.sample(
+            repeated, seeds, config, options.batch_size, progress=lambda done, _: bar.update(done - bar.n)
+        )
+    rows = zip(to_pil_images(images), repeated, seeds, strict=True)
+    samples = [Sample(*row, config, pipeline.fingerprint) for row in rows]
+    grid = write(samples, options.out)
+    print(f"{len(samples)} pictures of {len(captions)} captions in {options.out}, all on {grid}")
+
+
+def _parser() -> cli.Parser:
+    summary, _, rest = __doc__.partition("\n")
+    parser = cli.Parser(
+        prog="sample.py", description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    usual = SamplingConfig()
+    parser.add_argument("caption", nargs="*", help="captions; - reads them from standard input, one a line")
+    parser.add_argument("--captions", metavar="FILE", help="a file of captions, one a line; - is standard input")
+    parser.add_argument("--model", required=True, help="run of a prior, or the model folder it exported")
+    parser.add_argument("--n", type=int, default=4, help="pictures a caption (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of a caption's first picture (%(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=usual.temperature, help="0 takes the likeliest code (%(default)s)"
+    )
+    parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest codes only")
+    parser.add_argument("--top_p", type=float, help="draw from the fewest codes that have this probability together")
+    parser.add_argument(
+        "--guidance_scale", type=float, default=usual.guidance_scale, help="above 1: closer to captions (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (%(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
+    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="pictures drawn at a time (%(default)s)")
+    return parser
+
+
+def read_captions(given: Sequence[str], file: str | None) -> list[str]:
+    """Each caption once, its white space tidied; from standard input where none are given and something is piped there.
+
+    Raises ValueError where there are none, or what is read is no text.
+    """
+    sources = list(given) + ([file] if file == "-" else [])
+    if not sources and file is None and not sys.stdin.isatty():
+        sources = ["-"]
+    lines = [line for source in sources for line in (_standard_input() if source == "-" else [source])]
+    if file not in (None, "-"):
+        lines += _lines(file)
+    captions = [" ".join(line.encode("utf-8", "replace").decode().split()) for line in lines]
+    captions = list(dict.fromkeys(filter(None, captions)))
+    if not captions:
+        raise ValueError("no captions: expected some as arguments, in a file (--captions FILE) or on standard input")
+    return captions
+
+
+def _standard_input() -> list[str]:
+    try:
+        return sys.stdin.read().removeprefix("\ufeff").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"captions on standard input are no text: {error}") from error
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"captions in {file} are no UTF-8 text: {error}") from error
+
+
+def _report_cut(pipeline: TextToImage, captions: Sequence[str]) -> None:
+    text_len = pipeline.prior.config.text_len
+    longer = pipeline.text_tokenizer.count_longer(captions, text_len)
+    if longer:
+        print(f"{longer} of {len(captions)} captions have more than {text_len - 1} tokens: their ends are cut off")
+
+
+def slug(caption: str) -> str:
+    """A caption as part of a file name: no two captions have the same one.
+
+    Where lower-case words and dashes do not say everything, a hash of the caption follows after two dashes.
+    """
+    plain = unicodedata.normalize("NFKD", caption).encode("ascii", "ignore").decode().lower()
+    words = "-".join(re.findall("[a-z0-9]+", plain))
+    if words.replace("-", " ") == caption and len(words) <= SLUG_LENGTH:
+        return words
+    return f"{words[:SLUG_LENGTH]}--{_digest(caption)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def write(samples: Sequence[Sample], folder: Path) -> Path:
+    """Writes each sample, a grid of them and, last, the JSON file that lists them; returns the grid's path."""
+    first = samples[0]
+    listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
+    content = {"model": first.model, "settings": asdict(first.config), "pictures": listed}
+    grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
+    for sample in samples:
+        save_png(sample.picture, folder / sample.name, sample.metadata)
+    groups: dict[str, list[Image.Image]] = {}
+    for sample in samples[:GRID_PICTURES]:
+        groups.setdefault(sample.caption, []).append(sample.picture)
+    about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(asdict(first.config))}
+    save_png(captioned_grid(list(groups.items())), grid, about | {"model": first.model})
+    manifest = grid.with_suffix(".json")
+    beside = manifest.with_name(f".{manifest.name}.part")
+    beside.write_text(json.dumps(content | {"grid": grid.name}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(manifest)
+    return grid
+
+
+if __name__ == "__main__":
+    cli.run(main)
