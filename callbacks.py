@@ -56,7 +56,8 @@ class PictureWriter(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         started = time.monotonic()
         due = started >= self._next or after_last_step(trainer)
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero or not due:
+        idle = trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run
+        if idle or not due or not trainer.is_global_zero:
             return
         with torch.no_grad():
             picture = self.draw(pl_module)

@@ -297,7 +297,7 @@ def train(kind: str, args: list[str]) -> dict[str, float]:
 def _shortest(error: ArgumentError) -> str:
     """What is wrong with the command line; where a value could not be computed from another, what our function said."""
     cause: BaseException = error
-    while "compute_fn" in str(error) and cause.__cause__ is not None:
+    while "compute_fn" in str(cause) and cause.__cause__ is not None:
         cause = cause.__cause__
     return str(cause)
 

@@ -196,7 +196,8 @@ class PriorSystem(pl.LightningModule):
     def _warmup_and_plateau(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """Both change the step size by factors on what it is, so neither undoes the other; a LambdaLR would."""
         plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=self.optim.patience)
-        schedulers = [{"scheduler": plateau, "interval": "epoch", "monitor": "val/loss"}]
+        # Not strict: an epoch may end without a validation (they are further apart, or Ctrl-C ended the run).
+        schedulers = [{"scheduler": plateau, "interval": "epoch", "monitor": "val/loss", "strict": False}]
         if self.optim.warmup_steps > 1:
             steps = self.optim.warmup_steps
             warmup = LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1)
