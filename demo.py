@@ -1,0 +1,248 @@
+"""The whole path in minutes: train a tokenizer and a prior on drawings, sample pictures from captions, judge them.
+
+    make demo
+
+Everything goes through the scripts and files that your own pictures would go through; only the judge, which reads
+colour, shape, size and relation off a picture, belongs to the drawings. All of it lies in runs/demo. What is there
+already is not made again, so a demo that was interrupted goes on with the part that it had not finished.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import cli
+from data.checker import check, score
+from data.shapes import Drawing, ShapesConfig, ShapesSource, draw
+from data.transforms import evaluation_crop
+from encoding import encode_source
+from grids import captioned_grid, reconstruction_grid, save_png
+from pipeline import TextToImage, load_image_tokenizer, to_pil_images
+from train import be_quiet, train
+from transformer.sampling import SamplingConfig
+
+RUN = Path("runs/demo")
+TOKENIZER, CODES, PRIOR, TRIAL = RUN / "tokenizer", RUN / "codes", RUN / "prior", RUN / "trial"
+RECONSTRUCTIONS, SAMPLES, REPORT = RUN / "reconstructions.png", RUN / "samples.png", RUN / "report.json"
+
+DRAWINGS = ShapesConfig(size=48, count=40_000, max_objects=2, backgrounds="plain")
+JUDGED = 128  # pictures of each kind
+FRESH = replace(DRAWINGS, seed=1, count=JUDGED)
+HELD_OUT = replace(FRESH, seed=2, held_out="only")
+SAMPLING = SamplingConfig(top_p=0.95, guidance_scale=2.0)
+SHOWN = 16  # pictures of each kind in a grid
+
+# Updates that the models get, and seconds that they may take: a slow machine makes fewer.
+TOKENIZER_STEPS, TOKENIZER_SECONDS = 2000, 200
+PRIOR_STEPS, PRIOR_SECONDS = 1200, 240
+
+
+def main() -> None:
+    be_quiet()
+    if REPORT.is_file():
+        print(f"The demo has been run. {where_it_lies()}\nTo run it again: rm -r {RUN} && make demo")
+        return
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    figures: dict[str, Any] = {}
+
+    headline(1, "training a tokenizer: pictures of 48x48 pixels become 12x12 codes out of 512, and pictures again")
+    figures["tokenizer"] = timed(seconds, "tokenizer", train_tokenizer)
+    headline(2, f"encoding {len(ShapesSource(DRAWINGS)):,} captioned drawings")
+    timed(seconds, "codes", encode_drawings)
+    headline(3, "training a prior: a transformer that reads a caption and writes codes")
+    figures["prior"] = timed(seconds, "prior", train_prior)
+    headline(4, f"sampling a picture for each of {JUDGED} fresh captions and of {JUDGED} with unseen combinations")
+    figures |= timed(seconds, "samples", sample_and_judge)
+
+    seconds["all"] = time.perf_counter() - started
+    write_report(figures | {"seconds": {name: round(value, 1) for name, value in seconds.items()}})
+    print(in_plain_words(figures, seconds["all"]))
+
+
+def headline(number: int, text: str) -> None:
+    print(f"\n{number}/4  {text}", flush=True)
+
+
+def timed(seconds: dict[str, float], name: str, stage: Callable[[], Any]) -> Any:
+    start = time.perf_counter()
+    result = stage()
+    seconds[name] = time.perf_counter() - start
+    return result
+
+
+# ---- the four stages
+
+
+def train_tokenizer() -> dict[str, float]:
+    data = ["--data.image_size", str(DRAWINGS.size)]
+    for name, value in asdict(DRAWINGS).items():
+        data += [f"--data.drawings.{name}", str(value)]
+    return train_once("tokenizer", TOKENIZER, data, TOKENIZER_STEPS, TOKENIZER_SECONDS)
+
+
+def encode_drawings() -> None:
+    if CODES.is_dir():
+        return
+    source, image_tokenizer = ShapesSource(DRAWINGS), load_image_tokenizer(cli.model_folder(TOKENIZER))
+    with tqdm(total=len(source), unit=" drawings", disable=None) as bar:
+        encode_source(
+            source,
+            image_tokenizer,
+            CODES,
+            image_size=DRAWINGS.size,
+            batch_size=64,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+
+
+def train_prior() -> dict[str, float]:
+    data = ["--tokenizer", str(TOKENIZER), "--data.codes", str(CODES)]
+    return train_once("prior", PRIOR, data, PRIOR_STEPS, PRIOR_SECONDS)
+
+
+def sample_and_judge() -> dict[str, Any]:
+    """Scores of samples and of reconstructions, by kind of caption; writes both grids."""
+    pipeline = TextToImage.from_pretrained(cli.model_folder(PRIOR))
+    figures: dict[str, Any] = {"samples": {}, "reconstructions": {}}
+    shown_samples, shown_drawings, shown_recons = [], [], []
+    for kind, config in (("fresh", FRESH), ("held_out", HELD_OUT)):
+        drawings = [draw(config, index) for index in range(JUDGED)]
+        samples = sample(pipeline, [drawing.caption for drawing in drawings])
+        recons = reconstruct(pipeline, drawings)
+        figures["samples"][kind] = judge(samples, [drawing.caption for drawing in drawings])
+        figures["reconstructions"][kind] = judge(recons, [drawing.caption for drawing in drawings])
+        pairs = zip(drawings[:SHOWN], to_pil_images(samples[:SHOWN]), strict=True)
+        shown_samples += [(drawing.caption, [picture]) for drawing, picture in pairs]
+        shown_drawings += [drawing.image for drawing in drawings[:SHOWN]]
+        shown_recons += to_pil_images(recons[:SHOWN])
+    save_png(captioned_grid(shown_samples), SAMPLES)
+    save_png(reconstruction_grid(shown_drawings, shown_recons), RECONSTRUCTIONS)
+    return figures
+
+
+def sample(pipeline: TextToImage, captions: Sequence[str]) -> Tensor:
+    with tqdm(total=len(captions) * pipeline.prior.config.image_len, unit=" codes", disable=None) as bar:
+        return pipeline.sample(
+            captions,
+            seeds=range(len(captions)),
+            config=SAMPLING,
+            batch_size=64,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+
+
+def reconstruct(pipeline: TextToImage, drawings: Sequence[Drawing]) -> Tensor:
+    images = torch.stack([evaluation_crop(drawing.image, DRAWINGS.size) for drawing in drawings])
+    return pipeline.image_tokenizer.decode(pipeline.image_tokenizer.encode(images))
+
+
+def judge(pictures: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    verdicts = [check(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
+    return {name: round(value, 4) for name, value in score(verdicts).items()}
+
+
+# ---- training within a time
+
+
+def train_once(kind: str, run: Path, args: Sequence[str], most: int, seconds: float) -> dict[str, float]:
+    """Trains a model unless it is there already; the last measured values of its validation."""
+    summary = run / "summary.json"
+    if not summary.is_file():
+        shutil.rmtree(run, ignore_errors=True)
+        steps = affordable_steps(kind, args, most, seconds)
+        metrics = train(kind, arguments(args, run, steps))
+        figures = {"steps": steps} | {name: round(value, 4) for name, value in metrics.items() if "val/" in name}
+        summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return json.loads(summary.read_text(encoding="utf-8"))
+
+
+def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) -> int:
+    """How many updates fit into the time: two short trials, whose difference leaves out what starting costs."""
+    took, trials = [], (4, 16)
+    for steps in trials:
+        shutil.rmtree(TRIAL, ignore_errors=True)
+        start = time.perf_counter()
+        train(kind, [*arguments(args, TRIAL, steps), "--trainer.limit_val_batches", "0"])
+        took.append(time.perf_counter() - start)
+    shutil.rmtree(TRIAL)
+    a_step = max(took[1] - took[0], 1e-3) / (trials[1] - trials[0])
+    steps = min(most, max(trials[1], int(seconds / a_step)))
+    print(f"{steps} updates, {1000 * a_step:.0f} ms each: about {steps * a_step / 60:.1f} minutes", flush=True)
+    return steps
+
+
+def arguments(args: Sequence[str], run: Path, steps: int) -> list[str]:
+    return ["fit", "--config", "demo", *args, "--run", str(run), "--trainer.max_steps", str(steps)]
+
+
+# ---- what is told at the end
+
+
+def write_report(figures: dict[str, Any]) -> None:
+    report = figures | {
+        "drawings": asdict(DRAWINGS),
+        "sampling": asdict(SAMPLING),
+        "judged": {"fresh": JUDGED, "held_out": JUDGED},
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "precision": cli.default_precision("auto"),
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
+    beside = REPORT.with_name(f".{REPORT.name}.part")
+    beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    beside.replace(REPORT)
+
+
+def where_it_lies() -> str:
+    return (
+        f"It lies in {RUN}:\n"
+        f"  {SAMPLES.name:22} pictures for captions; the lower half: pairs of colour and shape unseen in training\n"
+        f"  {RECONSTRUCTIONS.name:22} drawings, and below each what is left of it after its 144 codes\n"
+        f"  {REPORT.name:22} all figures\n"
+        "  tokenizer/model        the image tokenizer\n"
+        "  prior/model            the bundle to sample from"
+    )
+
+
+def in_plain_words(figures: dict[str, Any], seconds: float) -> str:
+    """The figures of a run, for people."""
+
+    def row(name: str, scores: dict[str, float]) -> str:
+        cells = (f"{100 * scores[key]:6.1f} %" for key in ("colour", "shape", "size", "relation", "correct"))
+        return f"  {name:44}" + " ".join(cells)
+
+    samples, recons = figures["samples"], figures["reconstructions"]
+    lines = [
+        f"\nDone in {seconds / 60:.1f} minutes. {where_it_lies()}",
+        f"\nThe judge read {JUDGED} pictures of each kind. Right are:",
+        f"  {'':44}  colour    shape     size relation everything",
+        row("pictures for fresh captions", samples["fresh"]),
+        row("pictures for unseen pairs of colour and shape", samples["held_out"]),
+        row("true drawings after the tokenizer, fresh", recons["fresh"]),
+        row("true drawings after the tokenizer, unseen", recons["held_out"]),
+        "The last two rows are the ceiling: what the tokenizer loses, no prior can draw.",
+        "\nNext, pictures for captions of your own:",
+        f'  {sys.executable} sample.py "a large red star above a small blue circle" --model {PRIOR} --n 4',
+        "and models of your own pictures: see README.md.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
