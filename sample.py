@@ -59,8 +59,8 @@ class Sample:
         return {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Raises ValueError for a wrong command line or wrong input."""
+def sample(args: Sequence[str]) -> None:
+    """What `python sample.py ARGS` does. Raises ValueError for a wrong command line or wrong input."""
     options = _parser().parse_intermixed_args(args)
     config = SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
     captions = read_captions(options.caption, options.captions)
@@ -77,6 +77,10 @@ def main(args: Sequence[str] | None = None) -> None:
     samples = [Sample(*row, config, pipeline.fingerprint) for row in rows]
     grid = write(samples, options.out)
     print(f"{len(samples)} pictures of {len(captions)} captions in {options.out}, all on {grid}")
+
+
+def main() -> None:
+    sample(sys.argv[1:])
 
 
 def _parser() -> cli.Parser:
@@ -110,7 +114,7 @@ def read_captions(given: Sequence[str], file: str | None) -> list[str]:
     Raises ValueError where there are none, or what is read is no text.
     """
     sources = list(given) + ([file] if file == "-" else [])
-    if not sources and file is None and not sys.stdin.isatty():
+    if not sources and file is None and not (sys.stdin and sys.stdin.isatty()):
         sources = ["-"]
     lines = [line for source in sources for line in (_standard_input() if source == "-" else [source])]
     if file not in (None, "-"):
@@ -123,9 +127,13 @@ def read_captions(given: Sequence[str], file: str | None) -> list[str]:
 
 
 def _standard_input() -> list[str]:
+    if sys.stdin is None:  # closed by who started the script
+        return []
     try:
-        return sys.stdin.read().removeprefix("\ufeff").splitlines()
-    except UnicodeDecodeError as error:
+        text = sys.stdin.read()
+        text.encode()  # in some locales, bytes that are no UTF-8 arrive as lone surrogates
+        return text.removeprefix("\ufeff").splitlines()
+    except UnicodeError as error:
         raise ValueError(f"captions on standard input are no text: {error}") from error
 
 

@@ -33,7 +33,7 @@ def draw(shared_bundle, tmp_path):
     """Samples into tmp_path/out; returns the folder."""
 
     def draw(*args: str, out: str = "out", model: Path = shared_bundle) -> Path:
-        sample.main([*args, "--model", str(model), "--out", str(tmp_path / out)])
+        sample.sample([*args, "--model", str(model), "--out", str(tmp_path / out)])
         return tmp_path / out
 
     return draw
@@ -46,7 +46,7 @@ def fails(shared_bundle, tmp_path, capsys):
     def fails(*args: str, model: Path | str | None = None) -> str:
         command = [*args, "--model", str(model or shared_bundle), "--out", str(tmp_path / "out")]
         with pytest.raises(SystemExit) as stop:
-            cli.run(lambda: sample.main(command))
+            cli.run(lambda: sample.sample(command))
         assert stop.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -203,6 +203,17 @@ def test_no_captions(fails, monkeypatch, args):
 def test_an_empty_file_of_captions(fails, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     assert "no captions" in fails("--captions", str(tmp_path / "empty.txt"))
+
+
+def test_standard_input_that_is_no_text(fails, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Piped("a red circle\udcff"))
+    assert "captions on standard input are no text" in fails("-")
+
+
+def test_no_standard_input_at_all(fails, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "no captions" in fails()
+    assert "no captions" in fails("-")
 
 
 def test_files_that_hold_no_captions(fails, tmp_path):
