@@ -1,0 +1,244 @@
+"""The callbacks on a model of one weight, and with clocks, terminals and loggers that the tests hold."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import callbacks
+from callbacks import PictureWriter, Progress, RunCheckpoint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec|logging interval).*"),
+    pytest.mark.filterwarnings("ignore:.*TensorBoard.*"),
+]
+
+
+class OneWeight(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = (self.weight - 1) ** 2
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val/loss", (self.weight - 1) ** 2)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Clock:
+    """time.monotonic, told by the test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(callbacks.time, "monotonic", clock)
+    return clock
+
+
+class Ticking(pl.Callback):
+    """Puts the clock forward before each step, so that it counts in the callbacks that follow."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def on_train_batch_start(self, *_) -> None:
+        self.clock.now += self.seconds
+
+
+def fit(*given: pl.Callback, steps: int = 6, loggers=False, ckpt_path: Path | None = None, **options) -> pl.Trainer:
+    if not any(isinstance(callback, Progress) for callback in given):
+        options["enable_progress_bar"] = False
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=list(given),
+        max_steps=steps,
+        logger=loggers,
+        enable_checkpointing=any(isinstance(callback, RunCheckpoint) for callback in given),
+        enable_model_summary=False,
+        num_sanity_val_steps=1,
+        val_check_interval=1,
+        log_every_n_steps=1,
+        **options,
+    )
+    batches = DataLoader(torch.zeros(2, 1))
+    trainer.fit(OneWeight(), batches, batches, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def solid(system: pl.LightningModule) -> Image.Image:
+    return Image.new("RGB", (4, 4), (round(255 * float(system.weight.detach())), 0, 0))
+
+
+# ---- pictures
+
+
+def steps_drawn(folder: Path) -> list[int]:
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("*.png"))
+
+
+def test_pictures_keep_their_distance_but_the_last_is_never_left_out(tmp_path, clock):
+    fit(Ticking(clock, 10), PictureWriter("red", tmp_path, solid, seconds=30), steps=9)
+    assert steps_drawn(tmp_path) == [1, 4, 7, 9]
+
+
+def test_drawing_takes_a_small_share_of_the_time(tmp_path, clock):
+    def slow(system: pl.LightningModule) -> Image.Image:
+        clock.now += 5
+        return solid(system)
+
+    fit(Ticking(clock, 10), PictureWriter("red", tmp_path, slow, seconds=0), steps=24)
+    assert steps_drawn(tmp_path) == [1, 11, 21, 24], "5 seconds of 100"
+
+
+def test_no_picture_of_a_model_that_has_not_been_trained(tmp_path):
+    drawn = []
+    fit(PictureWriter("red", tmp_path, lambda system: drawn.append(1) or solid(system), seconds=0), steps=2)
+    assert len(drawn) == 2, "the sanity check before the first step is none of them"
+
+
+def test_pictures_show_averaged_weights(tmp_path):
+    """The weight is 0.2, 0.36, ... and its average starts with the first of them."""
+    averages = EMAWeightAveraging(decay=0.5)
+    fit(PictureWriter("red", tmp_path, solid, seconds=0), averages, steps=2)
+    reds = [Image.open(path).getpixel((0, 0))[0] for path in sorted(tmp_path.glob("*.png"))]
+    assert reds == [round(255 * 0.2), round(255 * (0.2 + 0.36) / 2)]
+
+
+def test_pictures_reach_tensorboard_and_whatever_has_log_image(tmp_path):
+    class Images(DummyLogger):
+        shown: list = []  # noqa: RUF012
+
+        def log_image(self, key: str, images: list, step: int) -> None:
+            self.shown.append((key, images[0].size, step))
+
+    board = TensorBoardLogger(tmp_path, "board", version="")
+    fit(PictureWriter("red", tmp_path, solid), loggers=[board, Images(), CSVLogger(tmp_path, "csv")], steps=1)
+    assert Images.shown == [("red", (4, 4), 1)]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    (picture,) = events.Images("red")
+    assert (picture.step, picture.width, picture.height) == (1, 4, 4)
+
+
+# ---- checkpoints
+
+
+def saved_steps(path: Path, monkeypatch) -> list[int]:
+    steps = []
+    original = pl.Trainer.save_checkpoint
+
+    def save(self, file, *args, **kwargs):
+        assert Path(file) == path
+        steps.append(self.global_step)
+        original(self, file, *args, **kwargs)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save)
+    return steps
+
+
+def test_a_checkpoint_every_so_often_and_after_the_last_step(tmp_path, clock, monkeypatch):
+    steps = saved_steps(tmp_path / "last.ckpt", monkeypatch)
+    fit(Ticking(clock, 30), RunCheckpoint(tmp_path / "last.ckpt", minutes=2), steps=10)
+    assert steps == [4, 8, 10]
+
+
+def test_the_last_checkpoint_holds_both_trained_and_averaged_weights(tmp_path):
+    """Whatever the order in which they were given: Lightning puts checkpoints behind."""
+    trainer = fit(RunCheckpoint(tmp_path / "last.ckpt"), EMAWeightAveraging(decay=0.5), steps=2)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["current_model_state"]["weight"] == pytest.approx(0.36)
+    assert checkpoint["state_dict"]["weight"] == pytest.approx(0.28)
+    assert trainer.lightning_module.weight.item() == pytest.approx(0.28)
+
+
+def test_a_limit_of_time_ends_with_a_checkpoint(tmp_path, clock):
+    fit(Ticking(clock, 10), RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, max_time={"seconds": 25}, max_epochs=99)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_an_end_by_epochs(tmp_path, monkeypatch):
+    steps = saved_steps(tmp_path / "last.ckpt", monkeypatch)
+    fit(RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, max_epochs=3)
+    assert steps == [6]
+
+
+def test_a_worker_leaves_ctrl_c_to_the_main_process(tmp_path, monkeypatch, capsys):
+    checkpoint = RunCheckpoint(tmp_path / "last.ckpt")
+    monkeypatch.setattr(callbacks.os, "getpid", lambda: -1)
+    checkpoint._interrupt(2, None)
+    checkpoint._interrupt(2, None)
+    assert not checkpoint.interrupted
+    assert capsys.readouterr().err == ""
+
+
+# ---- progress
+
+
+@pytest.fixture
+def in_terminal(monkeypatch) -> Callable[[], None]:
+    """To be called in the test: pytest puts another standard error in place for it."""
+    return lambda: monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(clock, capsys):
+    fit(Ticking(clock, 10), Progress(seconds=30), steps=8)
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert [line.split("  train/loss")[0] for line in said.out.splitlines()] == [
+        "step 3 of 8, 0:50 left",
+        "step 6 of 8, 0:20 left",
+        "step 8 of 8, 1:20 in all",
+    ]
+    assert said.out.splitlines()[-1].endswith(f"train/loss {0.8**14:.4g}")
+
+
+def test_the_end_of_a_resumed_run_is_estimated_from_its_own_steps(tmp_path, clock, capsys):
+    fit(RunCheckpoint(tmp_path / "last.ckpt"), steps=4)
+    given = [Ticking(clock, 10), Progress(seconds=10)]
+    fit(*given, steps=8, ckpt_path=tmp_path / "last.ckpt")
+    assert capsys.readouterr().out.splitlines()[0].startswith("step 5 of 8, 0:30 left")
+
+
+def test_one_bar_over_the_whole_run_in_a_terminal(in_terminal, capsys):
+    in_terminal()
+    fit(Progress(), steps=6)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "6/6" in said.err
+    assert "step" in said.err
+
+
+def test_nothing_from_further_devices(in_terminal, clock, capsys):
+    in_terminal()
+    progress = Progress(seconds=0)
+    progress.disable()
+    fit(Ticking(clock, 10), progress, steps=4)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36_061, "10:01:01")])
+def test_clocks(seconds, shown):
+    assert callbacks._clock(seconds) == shown
