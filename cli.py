@@ -1,6 +1,7 @@
 """What the scripts share at the surface: one-line errors, how a path becomes a model folder, and the precision."""
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -50,7 +51,8 @@ def one_line(error: BaseException) -> str:
     """An error's message without line breaks; of one that a DataLoader's worker sent over, what was raised there."""
     text = str(error)
     if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
+        _, last_frame = text.rsplit("\n  File ", 1)
+        text = re.split(r"\n(?! )", last_frame, maxsplit=1)[1].partition(": ")[2]  # where indented code ends
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"
 
