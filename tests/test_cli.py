@@ -1,6 +1,10 @@
-"""One-line errors, exit codes, paths of models and the precision where none is asked for."""
+"""How mistakes end a script, what a path stands for, and the precision that a processor is trusted with."""
 
+import json
+import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,14 +13,22 @@ from torch._utils import ExceptionWrapper
 
 import cli
 
-
-def code_of(main) -> int | None:
-    with pytest.raises(SystemExit) as stop:
-        cli.run(main)
-    return stop.value.code
+ROOT = Path(__file__).parent.parent
 
 
-def fail_with(error: BaseException):
+@pytest.fixture
+def ends(capsys) -> Callable[[Callable[[], None]], tuple[int, str]]:
+    """Runs a main that is to end early; returns the exit code and what standard error got."""
+
+    def ends(main: Callable[[], None]) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main)
+        return stop.value.code, capsys.readouterr().err
+
+    return ends
+
+
+def raising(error: BaseException) -> Callable[[], None]:
     def main() -> None:
         raise error
 
@@ -24,144 +36,151 @@ def fail_with(error: BaseException):
 
 
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "said"),
     [
-        (ValueError("size is 3,\n  expected 4"), "error: size is 3, expected 4"),
-        (
-            FileNotFoundError(2, "No such file or directory", "a.txt"),
-            "error: [Errno 2] No such file or directory: 'a.txt'",
-        ),
-        (ValueError(), "error: ValueError"),
-        (ValueError("x" * 10_000), "error: " + "x" * cli.MAX_LENGTH + "…"),
+        (ValueError("n is 0, expected at least 1"), "n is 0, expected at least 1"),
+        (ValueError("one\n  two\n\nthree "), "one two three"),
+        (ValueError(), "ValueError"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), "[Errno 2] No such file or directory: 'a.txt'"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"), "'utf-8' codec can't decode byte 0xff in position 0: no"),
+        (ValueError("x" * 501), "x" * 500 + "…"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(error, line, capsys):
-    assert code_of(fail_with(error)) == 2
-    assert capsys.readouterr() == ("", f"{line}\n")
+def test_a_mistake_becomes_one_line(ends, error, said):
+    assert ends(raising(error)) == (2, f"error: {said}\n")
 
 
-def test_the_traceback_comes_with_the_development_mode(monkeypatch, capsys):
-    monkeypatch.setattr(cli.sys, "flags", SimpleNamespace(dev_mode=True))
-    assert code_of(fail_with(ValueError("size"))) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback")
-    assert said.endswith("error: size\n")
+def test_faults_of_ours_keep_their_traceback():
+    for error in (AssertionError("ours"), TypeError("ours"), RuntimeError("ours"), KeyError("ours")):
+        with pytest.raises(type(error)):
+            cli.run(raising(error))
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyError, AssertionError, TypeError])
-def test_our_own_mistakes_keep_their_traceback(error):
-    with pytest.raises(error):
-        cli.run(fail_with(error("a bug")))
+def test_nothing_is_said_of_success(capsys):
+    cli.run(lambda: None)
+    assert capsys.readouterr() == ("", "")
 
 
-def of_a_worker() -> None:
-    """As a DataLoader passes on what one of its workers has raised."""
+def test_ctrl_c(ends):
+    assert ends(raising(KeyboardInterrupt())) == (130, "interrupted\n")
+
+
+def test_ctrl_c_that_lightning_has_made_an_exit_of(ends):
+    def main() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    assert ends(main) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_other_exits_stay_as_they_are(ends, code):
+    assert ends(lambda: sys.exit(code)) == (code, "")
+
+
+def test_what_a_worker_could_not_do_is_told_without_its_traceback(ends):
+    """With what a DataLoader sends over; a real worker that fails takes seconds to be gone."""
     try:
-        raise ValueError("the picture is\nbroken: a.png")
+        raise ValueError("picture 3 is gone:\nexpected a file")
     except ValueError:
-        passed_on = ExceptionWrapper(where="in DataLoader worker process 0")
-    passed_on.reraise()
+        sent = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ValueError, match=r"(?s)Caught ValueError.*Traceback.*picture 3"):
+        sent.reraise()
+    assert ends(sent.reraise) == (2, "error: picture 3 is gone: expected a file\n")
 
 
-def test_a_mistake_found_by_a_worker_is_told_without_its_traceback(capsys):
-    assert code_of(of_a_worker) == 2
-    assert capsys.readouterr().err == "error: the picture is broken: a.png\n"
+def test_developers_see_the_traceback_first(ends, monkeypatch):
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(flags=SimpleNamespace(dev_mode=True), stderr=sys.stderr, exit=exit))
+    code, said = ends(raising(ValueError("n is 0")))
+    assert code == 2
+    assert said.startswith("Traceback")
+    assert said.endswith("\nerror: n is 0\n")
 
 
-def turned_into_an_exit() -> None:
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        sys.exit(1)
-
-
-@pytest.mark.parametrize("main", [fail_with(KeyboardInterrupt()), turned_into_an_exit])
-def test_ctrl_c_is_code_130(main, capsys):
-    assert code_of(main) == 130
-    assert capsys.readouterr() == ("", "interrupted\n")
-
-
-def test_other_exits_stay_what_they_are():
-    assert code_of(lambda: sys.exit(0)) == 0
-    assert code_of(lambda: sys.exit(7)) == 7
-    assert cli.run(lambda: None) is None
-
-
-def test_errors_of_the_parser_are_like_the_others(capsys):
-    parser = cli.Parser()
+def test_a_parser_s_errors_are_reported_like_others(ends):
+    parser = cli.Parser(prog="any.py")
     parser.add_argument("--n", type=int)
-    assert code_of(lambda: parser.parse_args(["--n", "two"])) == 2
-    assert capsys.readouterr().err == "error: argument --n: invalid int value: 'two'\n"
+    assert ends(lambda: parser.parse_args(["--n", "two"])) == (2, "error: argument --n: invalid int value: 'two'\n")
+    assert ends(lambda: parser.parse_args(["--m"])) == (2, "error: unrecognized arguments: --m\n")
 
 
-def test_a_model_is_found_in_its_folder_and_in_its_run(tmp_path):
+def test_a_script_ends_so(tmp_path):
+    """Once as a newcomer does it."""
+    command = [sys.executable, ROOT / "sample.py", "a red circle", "--model", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no such folder: nowhere")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- model folders
+
+
+def test_a_model_and_its_run_stand_for_the_model(tmp_path):
     model = tmp_path / "run" / "model"
     model.mkdir(parents=True)
-    (model / "config.json").touch()
-    assert cli.model_folder(model) == cli.model_folder(str(tmp_path / "run")) == model
+    (model / "config.json").write_text(json.dumps({}))
+    assert cli.model_folder(model) == cli.model_folder(tmp_path / "run") == cli.model_folder(str(model)) == model
 
 
-def test_folders_without_a_model(tmp_path):
+def test_paths_without_a_model(tmp_path):
     with pytest.raises(ValueError, match=r"no such folder: .*nowhere; expected a run"):
         cli.model_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no model: looked for config\.json there and in .*model"):
-        cli.model_folder(tmp_path)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(
+            ValueError, match=rf"{path} holds no model: looked for config.json there and in {path}/model"
+        ):
+            cli.model_folder(path)
+
+
+# ---- precision
 
 
 @pytest.fixture
-def machine(monkeypatch):
-    """Pretends to be on a machine with these properties."""
+def machine(monkeypatch) -> Callable[..., None]:
+    """Makes PyTorch see a machine of another kind."""
 
-    def machine(*, amx: bool = False, avx512_bf16: bool = False, cuda: bool = False, cuda_bf16: bool = False) -> None:
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda_bf16)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    def machine(*, cpu: bool = False, cuda: bool | None = None, mps: bool = False) -> None:
+        """`cpu`, `cuda`: whether it is good at bf16; `cuda` None: there is none."""
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bool(cuda))
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return machine
 
 
-@pytest.mark.parametrize(("has", "likes"), [({}, False), ({"amx": True}, True), ({"avx512_bf16": True}, True)])
-def test_processors(machine, has, likes):
-    machine(**has)
-    assert cli.cpu_likes_bf16() is likes
-
-
-def test_a_pytorch_without_the_questions_means_no(machine, monkeypatch):
-    machine(amx=True)
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert not cli.cpu_likes_bf16()
-
-
 @pytest.mark.parametrize(
-    ("has", "accelerator", "precision"),
+    ("accelerator", "seen", "precision"),
     [
-        ({"amx": True}, "auto", "bf16-mixed"),
-        ({"amx": True}, "cpu", "bf16-mixed"),
-        ({}, "cpu", "32-true"),
-        ({"cuda": True, "cuda_bf16": True}, "auto", "bf16-mixed"),
-        ({"cuda": True, "cuda_bf16": True}, "gpu", "bf16-mixed"),
-        ({"cuda": True, "cuda_bf16": True}, "cpu", "32-true"),
-        ({"cuda": True, "amx": True}, "cuda", "32-true"),
-        ({"cuda": True, "amx": True}, "cpu", "bf16-mixed"),
-        ({"amx": True}, "mps", "32-true"),
+        ("auto", {"cpu": True}, "bf16-mixed"),
+        ("auto", {}, "32-true"),
+        ("cpu", {"cpu": True}, "bf16-mixed"),
+        ("cpu", {"cuda": True}, "32-true"),
+        ("cpu", {"cpu": True, "cuda": False, "mps": True}, "bf16-mixed"),
+        ("auto", {"cuda": True}, "bf16-mixed"),
+        ("auto", {"cuda": False, "cpu": True}, "32-true"),
+        ("gpu", {"cuda": True}, "bf16-mixed"),
+        ("cuda", {"cuda": False, "cpu": True}, "32-true"),
+        ("gpu", {"cpu": True}, "32-true"),
+        ("auto", {"mps": True, "cpu": True}, "32-true"),
+        ("mps", {"mps": True, "cpu": True}, "32-true"),
     ],
 )
-def test_the_precision_follows_the_device_that_trains(machine, has, accelerator, precision):
-    machine(**has)
+def test_bf16_where_the_device_is_good_at_it(machine, accelerator, seen, precision):
+    machine(**seen)
     assert cli.default_precision(accelerator) == precision
 
 
-def test_not_the_processors_taste_where_apples_gpu_trains(machine, monkeypatch):
-    machine(amx=True)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert cli.default_precision("auto") == "32-true"
-    assert cli.default_precision("cpu") == "bf16-mixed"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_of_today_trains_in_bf16():
-    assert cli.default_precision("gpu") == "bf16-mixed"
+def test_a_processor_that_cannot_be_asked_is_taken_for_slow_at_bf16(monkeypatch):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not cli.cpu_likes_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert cli.cpu_likes_bf16()

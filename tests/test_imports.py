@@ -1,8 +1,4 @@
-"""Who may import whom: read off every module's text, so that it holds also where nothing runs.
-
-The rooms do not know each other; what needs both models stands outside them. `model_files` is the one shelf that both
-models share. A module that this table does not name has no place yet: give it one here.
-"""
+"""Who may import whom, read off the source files; the same reader is then shown trees that break each rule."""
 
 import ast
 from collections.abc import Iterator
@@ -13,152 +9,193 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-MAY_IMPORT = {  # of ours, besides itself
-    "kernels": [],
-    "data": [],
-    "model_files": [],
-    "grids": [],
-    "cli": [],
-    "transformer": ["kernels", "model_files"],
-    "vqvae": ["kernels.nearest", "model_files"],
-    "pipeline": ["vqvae", "transformer", "data"],
-    "encoding": ["pipeline", "data"],
-    "callbacks": ["pipeline", "grids"],
+LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "pipeline", "encoding")
+HELPERS = ("grids", "cli", "callbacks")
+SCRIPTS = ("train", "encode", "evaluate", "sample")
+MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
+    "kernels": (),
+    "data": (),
+    "model_files": (),
+    "vqvae": ("kernels.nearest", "model_files"),
+    "transformer": ("kernels", "model_files"),
+    "pipeline": ("vqvae", "transformer", "data"),
+    "encoding": ("data", "pipeline"),
+    "grids": (),
+    "cli": (),
+    "callbacks": ("grids",),
+    **dict.fromkeys((*SCRIPTS, "benchmarks"), LIBRARY + HELPERS),
+    "demo": (*LIBRARY, *HELPERS, "train"),
 }
-SCRIPTS = ["train", "encode", "evaluate", "sample", "demo", "benchmarks"]  # import what they like
-CALLED_BY = {"train": ["demo"]}  # nobody else imports a script; the demo runs trainings in its own process
-LIGHTNING = ["lightning", "lightning_fabric", "pytorch_lightning"]
-MAY_USE_LIGHTNING = ["transformer.training", "vqvae.training", "data.datamodule", "callbacks", *SCRIPTS]
+OURS = {*MAY_IMPORT, "tests"}
+LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
 
 
 class Import(NamedTuple):
+    """`importer` and `name` are dotted; `eager` unless it waits in a function until that is called."""
+
     importer: str
-    imported: str
-    at_import_time: bool
+    name: str
+    eager: bool
 
 
-def modules(root: Path) -> dict[str, Path]:
-    """Ours, by dotted name: what lies in the root, in its packages and in the folders of the table."""
-    named = {*MAY_IMPORT, *SCRIPTS}
-    rooms = [folder for folder in root.iterdir() if folder.name in named or (folder / "__init__.py").is_file()]
-    found = {}
-    for path in [*root.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))]:
-        found[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
-    return found
-
-
-def imports(root: Path) -> list[Import]:
-    known = modules(root)
-    found = []
-    for name, path in known.items():
+def imports_of(root: Path) -> Iterator[Import]:
+    """Every import of every module but the tests; of `from a import b`, the name is a.b."""
+    for path in sorted([*root.glob("*.py"), *root.glob("[!.]*/**/*.py")]):
+        parts = path.relative_to(root).with_suffix("").parts
+        if parts[0] == "tests":
+            continue
+        importer = ".".join(parts)
         tree = ast.parse(path.read_text(encoding="utf-8"))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-        later = {inner for function in functions for inner in ast.walk(function)}
+        waiting = {node for function in functions for node in ast.walk(function)}
         for node in ast.walk(tree):
-            found += [Import(name, imported, node not in later) for imported in _imported(node, known)]
-    return found
+            for name in names_in(node, parts):
+                yield Import(importer, name, node not in waiting)
 
 
-def _imported(node: ast.AST, known: dict[str, Path]) -> Iterator[str]:
+def names_in(node: ast.AST, parts: tuple[str, ...]) -> list[str]:
     if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.level == 0:
-        for alias in node.names:  # `from kernels import patterns` names a module, `from math import pi` does not
-            longer = f"{node.module}.{alias.name}"
-            yield longer if longer in known else node.module
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        above = parts[: len(parts) - node.level] if node.level else ()
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        return [f"{module}.{alias.name}" for alias in node.names]
+    return []
 
 
-def within(name: str, places: list[str]) -> bool:
-    return any(name == place or name.startswith(f"{place}.") for place in places)
+def room(name: str) -> str:
+    return name.partition(".")[0]
 
 
-def violations(root: Path) -> list[str]:
-    all_imports = imports(root)
-    rooms = {name.split(".")[0] for name in modules(root)}
-    homeless = sorted(rooms - {*MAY_IMPORT, *SCRIPTS})
-    found = [f"{room} is not in the table of test_imports.py" for room in homeless]
-    with_triton = {i.importer for i in all_imports if i.at_import_time and within(i.imported, ["triton"])}
-    for importer, imported, at_import_time in all_imports:
-        room, target = importer.split(".")[0], imported.split(".")[0]
-        says = f"{importer} imports {imported}"
-        if target in SCRIPTS and target in rooms and room not in [target, *CALLED_BY.get(target, [])]:
-            found.append(f"{says}: a script")
-        elif target in rooms and room not in [target, *SCRIPTS] and not within(imported, MAY_IMPORT.get(room, [])):
-            found.append(says)
-        if within(imported, LIGHTNING) and not within(importer, MAY_USE_LIGHTNING):
-            found.append(f"{says}: Lightning is for training, data and scripts")
-        if within(imported, ["triton"]) and room not in ("kernels", "benchmarks"):
-            found.append(f"{says}: Triton is for kernels")
-        if imported in with_triton and importer not in with_triton and at_import_time and room != "benchmarks":
-            found.append(f"{says}: it needs Triton, so not at import time")
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def forbidden(root: Path) -> list[str]:
+    """What breaks a rule, in words."""
+    imports = list(imports_of(root))
+    found = [f"no rule for {name}" for name in sorted({room(each.importer) for each in imports} - OURS)]
+    found += _wrong_rooms(imports) + _lightning_elsewhere(imports) + _triton_elsewhere(imports)
     return found
 
 
-def test_everybody_keeps_to_the_rule():
-    assert violations(ROOT) == []
+def _wrong_rooms(imports: list[Import]) -> list[str]:
+    return [
+        f"{importer} imports {name}"
+        for importer, name, _ in imports
+        if room(name) in OURS - {room(importer)}
+        and not any(within(name, allowed) for allowed in MAY_IMPORT.get(room(importer), ()))
+    ]
 
 
-def test_the_rule_is_read_from_real_modules():
-    """An empty list of imports would keep to any rule."""
-    found = {(i.importer, i.imported) for i in imports(ROOT)}
-    expected = [("pipeline", "transformer.sampling"), ("transformer.model", "model_files"), ("train", "callbacks")]
-    assert found.issuperset([*expected, ("data.datamodule", "pytorch_lightning")])
+def _lightning_elsewhere(imports: list[Import]) -> list[str]:
+    may = {*SCRIPTS, "demo", "callbacks"}
+    return [
+        f"{importer} imports {name}"
+        for importer, name, _ in imports
+        if room(name) in LIGHTNING
+        and importer not in may
+        and importer.rpartition(".")[2] not in ("training", "datamodule")
+    ]
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """Writes modules, by dotted name, into a tree of their own."""
+def _triton_elsewhere(imports: list[Import]) -> list[str]:
+    """Triton is for files in kernels/; those that import it at once are imported at once by each other only."""
+    of_triton = {each.importer for each in imports if each.eager and room(each.name) == "triton"}
+    found = [
+        f"{importer} imports {name}"
+        for importer, name, _ in imports
+        if room(name) == "triton" and room(importer) != "kernels"
+    ]
+    found += [
+        f"{importer} imports {name}, which imports triton, at once"
+        for importer, name, eager in imports
+        if eager and importer not in of_triton and any(within(name, module) for module in of_triton)
+    ]
+    return found
 
-    def tree(**texts: str) -> Path:
-        for name, text in texts.items():
-            path = tmp_path.joinpath(*name.split("__", 1)).with_suffix(".py")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-        return tmp_path
 
-    return tree
+def test_the_rules_hold_here():
+    imports = list(imports_of(ROOT))
+    assert {"kernels", "data", "vqvae", "transformer", "train", "sample"} <= {room(each.importer) for each in imports}
+    assert Import("transformer.model", "kernels.attention.attention", True) not in imports
+    assert Import("transformer.attention", "kernels.attention.attention", True) in imports
+    assert forbidden(ROOT) == []
+
+
+def test_what_is_installed_imports_only_what_is_installed():
+    installed = {room(each.importer) for each in imports_of(ROOT)} & set(LIBRARY)
+    outside = OURS - installed
+    assert [each for each in imports_of(ROOT) if room(each.importer) in installed and room(each.name) in outside] == []
 
 
 @pytest.mark.parametrize(
-    ("texts", "says"),
+    ("file", "source", "said"),
     [
-        ({"kernels__a": "import data.b", "data__b": ""}, "kernels.a imports data.b"),
-        ({"vqvae__a": "from transformer.b import c", "transformer__b": ""}, "vqvae.a imports transformer.b"),
-        ({"vqvae__a": "from kernels import b", "kernels__b": ""}, "vqvae.a imports kernels.b"),
-        ({"transformer__a": "def f():\n    import vqvae.b", "vqvae__b": ""}, "transformer.a imports vqvae.b"),
-        ({"transformer__a": "import pipeline", "pipeline": ""}, "transformer.a imports pipeline"),
-        ({"model_files": "import kernels.a", "kernels__a": ""}, "model_files imports kernels.a"),
-        ({"pipeline": "from train import train", "train": ""}, "pipeline imports train: a script"),
-        ({"sample": "import train", "train": ""}, "sample imports train: a script"),
-        ({"data__a": "import pytorch_lightning as pl"}, "data.a imports pytorch_lightning: Lightning is"),
-        ({"transformer__a": "from lightning.fabric import b"}, "transformer.a imports lightning.fabric: Lightning is"),
-        ({"transformer__a": "def f():\n    import triton"}, "transformer.a imports triton: Triton is for kernels"),
-        (
-            {"kernels__a": "from kernels.b import c", "kernels__b": "import triton.language as tl"},
-            "kernels.a imports kernels.b: it needs Triton",
-        ),
-        ({"helpers": ""}, "helpers is not in the table"),
-        ({"helpers____init__": ""}, "helpers is not in the table"),
+        ("kernels/a.py", "import data", "kernels.a imports data"),
+        ("kernels/a.py", "import model_files", "kernels.a imports model_files"),
+        ("data/a.py", "from transformer.model import Prior", "data.a imports transformer.model.Prior"),
+        ("data/prepare/a.py", "import os, pipeline", "data.prepare.a imports pipeline"),
+        ("vqvae/a.py", "from transformer import model", "vqvae.a imports transformer.model"),
+        ("vqvae/a.py", "from kernels import attention", "vqvae.a imports kernels.attention"),
+        ("vqvae/a.py", "import kernels.nearest_but_one", "vqvae.a imports kernels.nearest_but_one"),
+        ("vqvae/a.py", "def f():\n    import data.text as text", "vqvae.a imports data.text"),
+        ("transformer/a.py", "import vqvae.model", "transformer.a imports vqvae.model"),
+        ("transformer/a.py", "if True:\n    from data import text", "transformer.a imports data.text"),
+        ("transformer/a.py", "from ..data import text", "transformer.a imports data.text"),
+        ("transformer/a.py", "import grids", "transformer.a imports grids"),
+        ("model_files.py", "import kernels.patterns", "model_files imports kernels.patterns"),
+        ("pipeline.py", "import cli", "pipeline imports cli"),
+        ("pipeline.py", "from train import train", "pipeline imports train.train"),
+        ("encoding.py", "import grids", "encoding imports grids"),
+        ("grids.py", "import pipeline", "grids imports pipeline"),
+        ("callbacks.py", "class A:\n    from pipeline import TextToImage", "callbacks imports pipeline.TextToImage"),
+        ("sample.py", "from train import be_quiet", "sample imports train.be_quiet"),
+        ("demo.py", "import sample", "demo imports sample"),
+        ("benchmarks/a.py", "import train", "benchmarks.a imports train"),
+        ("train.py", "from tests.conftest import build_pipeline", "train imports tests.conftest.build_pipeline"),
+        ("painter.py", "import os", "no rule for painter"),
+        ("vqvae/model.py", "import pytorch_lightning as pl", "vqvae.model imports pytorch_lightning"),
+        ("cli.py", "from lightning.pytorch import Trainer", "cli imports lightning.pytorch.Trainer"),
+        ("transformer/a.py", "def f():\n    import triton", "transformer.a imports triton"),
+        ("train.py", "import triton.language as tl", "train imports triton.language"),
     ],
 )
-def test_a_planted_violation_is_found(tree, texts, says):
-    (found,) = violations(tree(**texts))
-    assert found.startswith(says)
+def test_each_rule_fires(tmp_path, file, source, said):
+    assert forbidden(planted(tmp_path, {file: source})) == [said]
 
 
-def test_what_is_allowed_is_not_found(tree):
-    allowed = {
-        "kernels__a": "def f():\n    from kernels import b",
-        "kernels__b": "import triton",
-        "kernels__nearest": "",
-        "vqvae__a": "from kernels import nearest\nfrom model_files import x\nimport torch",
-        "vqvae__training": "import pytorch_lightning",
-        "transformer__a": "import kernels.a\nfrom transformer import b",
-        "transformer__b": "",
-        "model_files": "import json",
-        "pipeline": "import vqvae.a, transformer.a",
-        "train": "import pytorch_lightning, pipeline",
-        "demo": "import train",
-        "benchmarks__a": "import kernels.b, triton",
+def planted(root: Path, sources: dict[str, str]) -> Path:
+    for name, source in sources.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(source)
+    return root
+
+
+FLASH = {"kernels/flash.py": "import triton"}
+
+
+@pytest.mark.parametrize("name", ["kernels.attention", "transformer.attention"])
+@pytest.mark.parametrize("source", ["from kernels.flash import f", "from kernels import flash", "import kernels.flash"])
+def test_a_kernel_of_triton_is_not_imported_at_once(tmp_path, name, source):
+    file = f"{name.replace('.', '/')}.py"
+    (said,) = forbidden(planted(tmp_path, FLASH | {file: source}))
+    assert said.startswith(f"{name} imports kernels.flash")
+    assert said.endswith("which imports triton, at once")
+    assert forbidden(planted(tmp_path, FLASH | {file: f"def f():\n    {source}"})) == []
+
+
+def test_what_is_allowed_passes(tmp_path):
+    allowed = FLASH | {
+        "kernels/decode.py": "import triton\nfrom kernels.flash import f",
+        "kernels/attention.py": "def f():\n    import triton",
+        "vqvae/a.py": "from kernels.nearest import nearest\nfrom kernels import nearest\nfrom . import b",
+        "vqvae/training.py": "import pytorch_lightning",
+        "data/prepare/a.py": "from ..text import f\nimport data.text",
+        "pipeline.py": "import vqvae.model, transformer.model, data.text",
+        "evaluate.py": "import pipeline, cli, callbacks, pytorch_lightning.callbacks",
+        "demo.py": "from train import train",
+        "tests/a.py": "import train, demo, triton",
+        ".hidden/a.py": "import nothing of ours",
     }
-    assert violations(tree(**allowed)) == []
+    assert forbidden(planted(tmp_path, allowed)) == []
