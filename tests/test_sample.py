@@ -84,6 +84,15 @@ def test_pictures_a_grid_and_a_list(draw, pipeline, capsys):
     assert said.err == "", "no bar where there is no terminal"
 
 
+def test_a_bar_in_a_terminal(draw, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    draw("a red circle", "a blue star", "--n", "3", "--batch_size", "4")
+    said = capsys.readouterr()
+    assert "100%" in said.err
+    assert "96/96" in said.err, "16 codes of 6 pictures"
+    assert len(said.out.splitlines()) == 1
+
+
 def test_the_files_show_what_the_pipeline_draws(draw, pipeline):
     out = draw(
         "a red circle", "--n", "2", "--seed", "3", "--temperature", "0.7", "--top_k", "9", "--guidance_scale", "2"
