@@ -117,7 +117,7 @@ class RunCLI(LightningCLI):
             self._export_checkpoint()
             print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
         if self.checkpoint.interrupted:
-            print("the same command with --ckpt_path last goes on")
+            log.info("the same command with --ckpt_path last goes on")
             raise KeyboardInterrupt
 
     def _start(self, ckpt_path: str | None) -> str | None:
