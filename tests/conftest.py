@@ -1,6 +1,6 @@
 """Models small enough that a test of a script costs a fraction of a second, with pictures that differ."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,32 @@ def shared_bundle(tmp_path_factory) -> Path:
 @pytest.fixture
 def image_tokenizer_of() -> Callable[..., DiscreteVAE]:
     return build_image_tokenizer
+
+
+@pytest.fixture
+def precision_restored() -> Iterator[None]:
+    """train.py sets the precision of matrix products for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_run(tmp_path_factory) -> Path:
+    """A run of train.py, to be read only, like the next one."""
+    from tests.runs import fit  # imports Lightning, which most tests do without
+
+    return fit("tokenizer", tmp_path_factory.mktemp("runs") / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def prior_run(tmp_path_factory, tokenizer_run) -> Path:
+    from tests.runs import fit
+
+    return fit("prior", tmp_path_factory.mktemp("runs") / "prior", f"--tokenizer={tokenizer_run}")
+
+
+@pytest.fixture
+def extra(tokenizer_run) -> dict[str, list[str]]:
+    """What a run of each kind is to be given besides its settings."""
+    return {"tokenizer": [], "prior": [f"--tokenizer={tokenizer_run}"]}

@@ -1,0 +1,123 @@
+"""What train.py refuses, in one line and with exit code 2."""
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import cli
+import train
+from pipeline import fingerprint, load_image_tokenizer
+from tests.runs import MARKS, arguments, write_codes
+
+pytestmark = MARKS
+
+
+@pytest.fixture
+def fails(capsys) -> Callable[..., str]:
+    """Runs the script as `python train.py` does, expects exit code 2, returns its one line on standard error."""
+
+    def fails(*args: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.run(lambda: train.train(args[0], list(args[1:])))
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return fails
+
+
+def test_codes_of_another_tokenizer(fails, tokenizer_run, tmp_path):
+    codes = write_codes(tmp_path / "codes", "0123456789abcdef")
+    given = ["--data.drawings=null", f"--data.codes={codes}", f"--tokenizer={tokenizer_run}"]
+    said = fails("prior", "fit", *arguments("prior", tmp_path / "run", *given))
+    assert "0123456789abcdef" in said
+    assert fingerprint(load_image_tokenizer(tokenizer_run / "model")) in said
+
+
+def test_a_run_is_not_overwritten(fails, tokenizer_run):
+    assert "holds a run already: go on with --ckpt_path last" in fails(
+        "tokenizer", "fit", *arguments("tokenizer", tokenizer_run)
+    )
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_nothing_to_go_on_with(fails, tmp_path, command):
+    for ckpt_path in ("last", "nowhere.ckpt"):
+        said = fails("tokenizer", command, *arguments("tokenizer", tmp_path / "run", f"--ckpt_path={ckpt_path}"))
+        assert "no checkpoint" in said
+        assert f"{ckpt_path.removesuffix('.ckpt')}.ckpt" in said
+
+
+def test_half_a_checkpoint(fails, tokenizer_run, tmp_path):
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    path = run / train.CHECKPOINT
+    for content in (path.read_bytes()[: path.stat().st_size // 2], b"", b"no checkpoint"):
+        path.write_bytes(content)
+        said = fails("tokenizer", "fit", *arguments("tokenizer", run, "--ckpt_path=last"))
+        assert "last.ckpt is damaged or no training checkpoint" in said
+    torch.save([1, 2], path)
+    assert "last.ckpt is damaged" in fails("tokenizer", "fit", *arguments("tokenizer", run, "--ckpt_path=last"))
+
+
+def test_a_checkpoint_of_another_model(fails, tokenizer_run):
+    wider = arguments("tokenizer", tokenizer_run, "--ckpt_path=last", "--model.vae.n_hid=12")
+    said = fails("tokenizer", "fit", *wider)
+    assert "is of another model" in said
+    assert "expected (12," in said
+
+
+def test_unknown_words(fails, tmp_path):
+    run = arguments("tokenizer", tmp_path / "run")
+    assert "expected tokenizer or prior, got 'painter'" in fails("painter", "fit")
+    assert "{fit,validate}" in fails("tokenizer")
+    assert "unknown config 'nosuch'" in fails("tokenizer", "fit", "--config", "nosuch")
+    assert "--model.vae.n_hidd" in fails("tokenizer", "fit", *run, "--model.vae.n_hidd=8")
+    assert "model.vae.n_hid" in fails("tokenizer", "fit", *run, "--model.vae.n_hid=wide")
+    assert "n_hid is 7, expected a multiple of 4" in fails("tokenizer", "fit", *run, "--model.vae.n_hid=7")
+    assert "unknown quantizer 'fsq'" in fails("tokenizer", "fit", *run, "--model.vae.quantizer=fsq")
+
+
+def test_devices_and_precisions_that_are_not_there(fails, tmp_path):
+    run = arguments("tokenizer", tmp_path / "run")
+    assert "trainer.precision" in fails("tokenizer", "fit", *run, "--trainer.precision=17")
+    if not torch.cuda.is_available():
+        assert "gpu" in fails("tokenizer", "fit", *run, "--trainer.accelerator=gpu")
+
+
+def test_unknown_presets(fails, tokenizer_run, tmp_path):
+    run = arguments("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}")
+    assert "preset is 'huge', expected one of dalle-12b" in fails("prior", "fit", *run, "--model.prior.preset=huge")
+
+
+def test_configs_that_are_none(fails, tmp_path):
+    config = tmp_path / "config.yaml"
+    for content, said in [("trainer: {", "config"), ("trainer:\n  max_stepss: 3\n", "trainer.max_stepss")]:
+        config.write_text(content)
+        assert said in fails("tokenizer", "fit", "--config", str(config))
+
+
+def test_tokenizers_that_are_not_there(fails, tmp_path):
+    run = arguments("prior", tmp_path / "run")
+    assert "error: --tokenizer is missing" in fails("prior", "fit", *run)
+    assert "error: no such folder: " in fails("prior", "fit", *run, f"--tokenizer={tmp_path / 'nowhere'}")
+    assert "holds no model" in fails("prior", "fit", *run, f"--tokenizer={tmp_path}")
+
+
+def test_a_text_tokenizer_that_is_not_there(fails, tokenizer_run, tmp_path):
+    run = arguments("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}")
+    said = fails("prior", "fit", *run, "--data.text.tokenizer=nowhere.json")
+    assert said.startswith("error: text tokenizer nowhere.json not found")
+
+
+def test_a_prior_is_no_image_tokenizer(fails, prior_run, tmp_path):
+    said = fails("prior", "fit", *arguments("prior", tmp_path / "run", f"--tokenizer={prior_run}"))
+    assert "config.json is no discrete VAE's" in said
+
+
+def test_half_a_tokenizer(fails, tokenizer_run, tmp_path):
+    half = shutil.copytree(tokenizer_run / "model", tmp_path / "half")
+    (half / "model.safetensors").unlink()
+    assert "model.safetensors" in fails("prior", "fit", *arguments("prior", tmp_path / "run", f"--tokenizer={half}"))

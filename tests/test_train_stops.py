@@ -1,0 +1,158 @@
+"""How a run ends, by itself or by Ctrl-C, and how it goes on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+import cli
+import train
+from model_files import load_config
+from tests.runs import (
+    MARKS,
+    MODEL_FILES,
+    ROOT,
+    RUN_FILES,
+    STEPS_AN_EPOCH,
+    arguments,
+    assert_equal,
+    checkpoint_of,
+    files_in,
+    fit,
+)
+from transformer.training import PriorSystem
+from vqvae.training import TokenizerSystem
+
+pytestmark = MARKS
+
+
+@pytest.fixture
+def ctrl_c_at(monkeypatch) -> Callable[..., None]:
+    """Presses Ctrl-C during the training step number `step`, counted from 1, `times` times."""
+
+    def ctrl_c_at(step: int, times: int = 1) -> None:
+        left = [signal.SIGINT] * times
+        for system in (TokenizerSystem, PriorSystem):
+            original = system.training_step
+
+            def pressed(self, *args, original=original):
+                while self.global_step == step - 1 and left:
+                    left.pop()
+                    signal.raise_signal(signal.SIGINT)
+                return original(self, *args)
+
+            monkeypatch.setattr(system, "training_step", pressed)
+
+    return ctrl_c_at
+
+
+PARTS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop"), [("tokenizer", 4), ("tokenizer", STEPS_AN_EPOCH), ("prior", STEPS_AN_EPOCH), ("prior", 9)]
+)
+def test_a_resumed_run_equals_one_that_was_not_interrupted(kind, stop, tmp_path, extra, ctrl_c_at, monkeypatch):
+    steps = [*extra[kind], "--trainer.max_steps=14", "--trainer.precision=32-true"]
+    whole = fit(kind, tmp_path / "whole", *steps)
+    with monkeypatch.context():
+        ctrl_c_at(stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(kind, tmp_path / "parts", *steps)
+    monkeypatch.undo()
+    assert checkpoint_of(tmp_path / "parts")["global_step"] == stop
+    parts = fit(kind, tmp_path / "parts", *steps, "--ckpt_path=last")
+    for part in PARTS:
+        assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
+    assert (whole / "model" / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stop", "validate"), [(6, []), (5, ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=4"])]
+)
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")
+def test_a_step_size_that_follows_the_validations_survives_a_resume(stop, validate, tmp_path, extra, ctrl_c_at):
+    """The epoch ends after the resume, its validation was before."""
+    plateau = [*extra["prior"], "--trainer.max_steps=8", "--model.optim.decay=plateau", *validate]
+    ctrl_c_at(stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit("prior", tmp_path / "run", *plateau)
+    fit("prior", tmp_path / "run", *plateau, "--ckpt_path=last")
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 8
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_a_model(tmp_path, ctrl_c_at, capsys, caplog):
+    ctrl_c_at(3)
+    caplog.set_level("INFO")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "run", "--trainer.max_steps=100"))
+    assert stop.value.code == 130
+    assert files_in(tmp_path / "run") == RUN_FILES | MODEL_FILES, "no picture: a last validation could take minutes"
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+    said = capsys.readouterr()
+    assert "stopping after this step" in said.err
+    assert "--ckpt_path last goes on" in caplog.text
+    assert "Traceback" not in said.err
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, ctrl_c_at, capsys):
+    ctrl_c_at(3, times=2)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "run"))
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert stop.value.code == 130
+    assert not (tmp_path / "run" / train.CHECKPOINT).exists()
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+def test_a_run_that_is_over_is_exported_again(tokenizer_run, tmp_path, capsys):
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    shutil.rmtree(run / "model")
+    fit("tokenizer", run, "--ckpt_path=last")
+    assert (run / "model" / "model.safetensors").read_bytes() == (
+        tokenizer_run / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_epochs_end_a_run_too(tmp_path):
+    run = fit("tokenizer", tmp_path / "run", "--trainer.max_steps=-1", "--trainer.max_epochs=1")
+    assert checkpoint_of(run)["global_step"] == STEPS_AN_EPOCH
+
+
+def test_accumulated_gradients_are_never_split_by_a_checkpoint(tmp_path, ctrl_c_at):
+    ctrl_c_at(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit("tokenizer", tmp_path / "run", "--trainer.accumulate_grad_batches=3")
+    checkpoint = checkpoint_of(tmp_path / "run")
+    assert checkpoint["global_step"] == 1
+    assert checkpoint["TokenizerData"]["position"] == 3 * 8
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_loses_nothing(tmp_path):
+    run = tmp_path / "run"
+    args = arguments("tokenizer", run, "--trainer.max_steps=100000", "--data.loading.workers=1")
+    script = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "tokenizer", "fit", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives it
+    )
+    while not list(run.glob("pictures/*.png")) and script.poll() is None:
+        time.sleep(0.1)
+    assert script.poll() is None, script.stdout.read()
+    os.killpg(script.pid, signal.SIGINT)
+    said, _ = script.communicate(timeout=60)
+    assert script.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.count("stopping after this step") == 1
+    assert load_config(run / "model")["codebook_size"] == 16
+    assert checkpoint_of(run)["global_step"] >= STEPS_AN_EPOCH
