@@ -1,7 +1,8 @@
 """Multi-head self-attention, over the whole sequence at once or over a cache.
 
 The projection is packed and q, k and v stay strided views of it: the kernels read any strides, so nothing is copied.
-QK-norm (https://arxiv.org/abs/2302.05442) bounds the scores, which keeps bf16 stable.
+QK-norm (https://arxiv.org/abs/2302.05442, a LayerNorm of each head without bias) bounds the scores, which keeps bf16
+stable.
 
 Shapes: B batch, T sequence, N new positions, H heads, D head dim, C = H * D.
 """
@@ -43,7 +44,7 @@ def attend_cached(patterns: Sequence[Pattern], prefix_lengths: Tensor | None, ca
 
 
 class RotaryNorm(nn.Module):
-    """What the modern block does to queries and keys: RMS-normalise each head, then turn by position."""
+    """What the modern block does to queries and keys: normalise each head, then turn by position."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
@@ -55,9 +56,10 @@ class RotaryNorm(nn.Module):
 
 
 def _normalise(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    # Gain and angles are float32 under autocast and would carry x with them, but q, k and v have to be of one dtype.
-    x_hat = F.rms_norm(x, gain.shape, gain.to(x.dtype), NORM_EPS)
-    return rotate(x_hat, cos, sin).to(x.dtype)
+    # Under autocast x is bf16 and its norm float32; q and k are turned in bf16, which is half the traffic.
+    dtype = x.dtype
+    x_hat = F.layer_norm(x, gain.shape, gain, eps=NORM_EPS).to(dtype)
+    return rotate(x_hat, cos.to(dtype), sin.to(dtype))
 
 
 class SelfAttention(nn.Module):
