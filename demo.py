@@ -8,6 +8,7 @@ already is not made again, so a demo that was interrupted goes on with the part 
 """
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -36,16 +37,18 @@ RUN = Path("runs/demo")
 TOKENIZER, CODES, PRIOR, TRIAL = RUN / "tokenizer", RUN / "codes", RUN / "prior", RUN / "trial"
 RECONSTRUCTIONS, SAMPLES, REPORT = RUN / "reconstructions.png", RUN / "samples.png", RUN / "report.json"
 
-DRAWINGS = ShapesConfig(size=48, count=40_000, max_objects=2, backgrounds="plain")
+DRAWINGS = ShapesConfig(size=40, count=30_000, max_objects=1, backgrounds="plain")
 JUDGED = 128  # pictures of each kind
 FRESH = replace(DRAWINGS, seed=1, count=JUDGED)
 HELD_OUT = replace(FRESH, seed=2, held_out="only")
-SAMPLING = SamplingConfig(top_p=0.95, guidance_scale=2.0)
+SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95, guidance_scale=2.0)
 SHOWN = 16  # pictures of each kind in a grid
 
+TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relation", "correct": "all of it"}
+
 # Updates that the models get, and seconds that they may take: a slow machine makes fewer.
-TOKENIZER_STEPS, TOKENIZER_SECONDS = 2000, 200
-PRIOR_STEPS, PRIOR_SECONDS = 1200, 240
+TOKENIZER_STEPS, TOKENIZER_SECONDS = 2500, 140
+PRIOR_STEPS, PRIOR_SECONDS = 3500, 300
 
 
 def main() -> None:
@@ -57,7 +60,7 @@ def main() -> None:
     seconds: dict[str, float] = {}
     figures: dict[str, Any] = {}
 
-    headline(1, "training a tokenizer: pictures of 48x48 pixels become 12x12 codes out of 512, and pictures again")
+    headline(1, "training a tokenizer: pictures of 40x40 pixels become 10x10 codes out of 512, and pictures again")
     figures["tokenizer"] = timed(seconds, "tokenizer", train_tokenizer)
     headline(2, f"encoding {len(ShapesSource(DRAWINGS)):,} captioned drawings")
     timed(seconds, "codes", encode_drawings)
@@ -150,7 +153,8 @@ def reconstruct(pipeline: TextToImage, drawings: Sequence[Drawing]) -> Tensor:
 
 def judge(pictures: Tensor, captions: Sequence[str]) -> dict[str, float]:
     verdicts = [check(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
-    return {name: round(value, 4) for name, value in score(verdicts).items()}
+    scores = score(verdicts)
+    return {name: round(value, 4) for name, value in scores.items() if not math.isnan(value)}  # NaN: nothing to judge
 
 
 # ---- training within a time
@@ -213,7 +217,7 @@ def where_it_lies() -> str:
     return (
         f"It lies in {RUN}:\n"
         f"  {SAMPLES.name:22} pictures for captions; the lower half: pairs of colour and shape unseen in training\n"
-        f"  {RECONSTRUCTIONS.name:22} drawings, and below each what is left of it after its 144 codes\n"
+        f"  {RECONSTRUCTIONS.name:22} drawings, and below each what is left of it after its 100 codes\n"
         f"  {REPORT.name:22} all figures\n"
         "  tokenizer/model        the image tokenizer\n"
         "  prior/model            the bundle to sample from"
@@ -223,22 +227,23 @@ def where_it_lies() -> str:
 def in_plain_words(figures: dict[str, Any], seconds: float) -> str:
     """The figures of a run, for people."""
 
-    def row(name: str, scores: dict[str, float]) -> str:
-        cells = (f"{100 * scores[key]:6.1f} %" for key in ("colour", "shape", "size", "relation", "correct"))
-        return f"  {name:44}" + " ".join(cells)
-
     samples, recons = figures["samples"], figures["reconstructions"]
+    names = [name for name in TOLD if name in samples["fresh"]]
+
+    def row(title: str, scores: dict[str, float]) -> str:
+        return f"  {title:46}" + "".join(f"{100 * scores[name]:8.1f} %" for name in names)
+
     lines = [
         f"\nDone in {seconds / 60:.1f} minutes. {where_it_lies()}",
         f"\nThe judge read {JUDGED} pictures of each kind. Right are:",
-        f"  {'':44}  colour    shape     size relation everything",
+        f"  {'':46}" + "".join(f"{TOLD[name]:>10}" for name in names),
         row("pictures for fresh captions", samples["fresh"]),
         row("pictures for unseen pairs of colour and shape", samples["held_out"]),
         row("true drawings after the tokenizer, fresh", recons["fresh"]),
         row("true drawings after the tokenizer, unseen", recons["held_out"]),
         "The last two rows are the ceiling: what the tokenizer loses, no prior can draw.",
         "\nNext, pictures for captions of your own:",
-        f'  {sys.executable} sample.py "a large red star above a small blue circle" --model {PRIOR} --n 4',
+        f'  {sys.executable} sample.py "a large red star" --model {PRIOR} --n 4',
         "and models of your own pictures: see README.md.",
     ]
     return "\n".join(lines)
