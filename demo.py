@@ -46,7 +46,8 @@ SHOWN = 16  # pictures of each kind in a grid
 
 TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relation", "correct": "all of it"}
 
-# Updates that the models get, and seconds that they may take: a slow machine makes fewer.
+# Updates that the models get, and seconds that they may take. A slow machine makes fewer, but not less than a third:
+# below that nothing is learnt, and a machine that is busy just during the trials would look slow.
 TOKENIZER_STEPS, TOKENIZER_SECONDS = 2500, 140
 PRIOR_STEPS, PRIOR_SECONDS = 3500, 300
 
@@ -182,7 +183,7 @@ def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) 
         took.append(time.perf_counter() - start)
     shutil.rmtree(TRIAL)
     a_step = max(took[1] - took[0], 1e-3) / (trials[1] - trials[0])
-    steps = min(most, max(trials[1], int(seconds / a_step)))
+    steps = min(most, max(most // 3, int(seconds / a_step)))
     print(f"{steps} updates, {1000 * a_step:.0f} ms each: about {steps * a_step / 60:.1f} minutes", flush=True)
     return steps
 
