@@ -112,14 +112,14 @@ def attention_structured(
     Returns:
         (B, H, T, D).
     """
-    if prefix_lengths is None and pattern.kind == "causal":
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     if pattern.seq_len <= MAX_SINGLE_TILE:
         positions = torch.arange(pattern.seq_len, device=q.device)
         mask = attention_mask(pattern, positions, positions, prefix_lengths)
         if q.dtype in SLOW_BACKWARD and q.device.type == "cpu" and torch.is_grad_enabled():
             return _written_out(q, k, v, mask, scale)
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if prefix_lengths is None and pattern.kind == "causal":
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return _tiled_attention(q, k, v, pattern, scale, prefix_lengths)
 

@@ -1,7 +1,9 @@
 """The size of a prior, and the mask of each of its layers.
 
 The paper's prior (https://arxiv.org/abs/2102.12092, section 2.2 and appendix B.1) has 64 layers of 62 heads of 64; the
-preset `dalle-12b` is that one. The others are the same model made smaller, with the modern block of blocks.py.
+preset `dalle-12b` is that one: with 255 caption tokens out of 16,384 and 32x32 codes out of 8192, it has 12,292,808,448
+parameters (counted on the meta device, in tests/transformer/test_config.py). The others are the same model made
+smaller, with the modern block of blocks.py.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ PRESETS: dict[str, dict[str, int | str]] = {
 }
 BLOCKS = ("paper", "modern")
 NORM_EPS = 1e-6
-"""Of every RMSNorm: PyTorch's default follows the dtype and would be 0.008 in bf16."""
+"""Of every RMSNorm and of QK-norm; for RMSNorm, PyTorch's default follows the dtype and would be 0.008 in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)

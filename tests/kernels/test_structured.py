@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import patterns, structured
-from kernels.patterns import CONV_WRAPS, KINDS, Pattern, dense_mask
+from kernels.patterns import CONV_WRAPS, KINDS, Pattern, attention_mask, dense_mask
 from kernels.reference import attention_reference
 from kernels.structured import Windows, attention_structured
 
@@ -103,11 +103,12 @@ def test_float32_parity_at_the_papers_size(kind, wrap):
     assert (found - expected).abs().max() < 1e-5
 
 
-def assert_as_exact_as_masked_sdpa(qkv: Tensor, pattern: Pattern) -> None:
+def assert_as_exact_as_masked_sdpa(qkv: Tensor, pattern: Pattern, prefix_lengths: Tensor | None = None) -> None:
     """Errors of output and gradient are at most twice those of plain torch at the same dtype."""
-    mask = dense_mask(pattern)
-    exact = output_and_gradient(attention_reference, qkv.double(), pattern)
-    found = output_and_gradient(attention_structured, qkv, pattern)
+    positions = torch.arange(pattern.seq_len)
+    mask = attention_mask(pattern, positions, positions, prefix_lengths)
+    exact = output_and_gradient(attention_reference, qkv.double(), pattern, prefix_lengths=prefix_lengths)
+    found = output_and_gradient(attention_structured, qkv, pattern, prefix_lengths=prefix_lengths)
     plain = output_and_gradient(lambda q, k, v, _: scaled_dot_product_attention(q, k, v, mask), qkv, pattern)
     for x, y, z in zip(found, plain, exact, strict=True):
         assert x.dtype == qkv.dtype
@@ -123,12 +124,30 @@ def test_error_is_at_most_twice_that_of_masked_sdpa_in_the_same_dtype(kind, wrap
 
 
 @every_rule
+@pytest.mark.parametrize("lengths", [None, [0, 0], [0, 7]])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_sequences_in_half_precision(kind, wrap, dtype):
+def test_short_sequences_in_half_precision(kind, wrap, dtype, lengths):
     """Where gradients are wanted, plain matrix products take the place of the fused kernel."""
     pattern = Pattern(kind, 20, 9, 12, 5, wrap)
-    with mock.patch.object(structured, "MAX_SINGLE_TILE", pattern.seq_len):
-        assert_as_exact_as_masked_sdpa(packed(pattern, 2, 2, 16, dtype=dtype), pattern)
+    prefix_lengths = None if lengths is None else torch.tensor(lengths)
+    with (
+        mock.patch.object(structured, "MAX_SINGLE_TILE", pattern.seq_len),
+        mock.patch.object(structured, "_written_out", wraps=structured._written_out) as written_out,
+    ):
+        assert_as_exact_as_masked_sdpa(packed(pattern, 2, 2, 16, dtype=dtype), pattern, prefix_lengths)
+    assert written_out.called
+
+
+def test_short_sequences_in_half_precision_without_gradients_stay_fused():
+    pattern = Pattern("row", 6, 4, 4)
+    q, k, v = unpack(packed(pattern, 1, 2, 4, dtype=torch.bfloat16))
+    with (
+        torch.no_grad(),
+        mock.patch.object(structured, "MAX_SINGLE_TILE", pattern.seq_len),
+        mock.patch.object(structured, "_written_out") as written_out,
+    ):
+        attention_structured(q, k, v, pattern)
+    assert not written_out.called
 
 
 @every_rule

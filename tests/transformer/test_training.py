@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
 from transformer.training import OptimConfig, PriorSystem, drop_captions, parameter_groups, step_generator
@@ -201,12 +202,15 @@ def test_only_linear_weights_decay(make_prior, block):
 
 
 def test_compiled_training_equals_eager(make_config, fit):
-    """The loop runs, the weights end up the same up to rounding, and their names stay."""
+    """The loop runs in one graph, the weights end up the same up to rounding, and their names stay."""
+    counters.clear()
     systems = []
     for compiled in (False, True):
         torch.manual_seed(0)
         systems.append(PriorSystem(make_config(n_layer=1), optim(lr=1e-3), compile=compiled))
         fit(systems[-1], max_steps=2, limit_val_batches=0)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
     eager, compiled = (system.state_dict() for system in systems)
     assert eager.keys() == compiled.keys()
     for name, tensor in eager.items():
