@@ -7,6 +7,7 @@ colour, shape, size and relation off a picture, belongs to the drawings. All of 
 already is not made again, so a demo that was interrupted goes on with the part that it had not finished.
 """
 
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relat
 # Updates that the models get, and seconds that they may take. A slow machine makes fewer, but not less than a third:
 # below that nothing is learnt, and a machine that is busy just during the trials would look slow.
 TOKENIZER_STEPS, TOKENIZER_SECONDS = 2500, 140
-PRIOR_STEPS, PRIOR_SECONDS = 3500, 300
+PRIOR_STEPS, PRIOR_SECONDS = 3500, 330
 
 
 def main() -> None:
@@ -175,11 +177,12 @@ def train_once(kind: str, run: Path, args: Sequence[str], most: int, seconds: fl
 
 def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) -> int:
     """How many updates fit into the time: two short trials, whose difference leaves out what starting costs."""
-    took, trials = [], (4, 16)
+    took, trials = [], (8, 32)
     for steps in trials:
         shutil.rmtree(TRIAL, ignore_errors=True)
         start = time.perf_counter()
-        train(kind, [*arguments(args, TRIAL, steps), "--trainer.limit_val_batches", "0"])
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            train(kind, [*arguments(args, TRIAL, steps), "--trainer.limit_val_batches", "0"])
         took.append(time.perf_counter() - start)
     shutil.rmtree(TRIAL)
     a_step = max(took[1] - took[0], 1e-3) / (trials[1] - trials[0])
