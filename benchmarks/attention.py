@@ -14,12 +14,9 @@ line is JSON, and `--out` writes the same to a file.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,12 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python benchmarks/attention.py` finds the packages too
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # so that `python benchmarks/attention.py` finds the packages too
 
-from kernels.attention import attention  # noqa: E402
-from kernels.patterns import KINDS, Pattern, dense_mask  # noqa: E402
-from kernels.reference import attention_reference  # noqa: E402
+from benchmarks.record import circumstances, hardware, round_to_4_digits, write_json
+from kernels.attention import attention
+from kernels.patterns import KINDS, Pattern, dense_mask
+from kernels.reference import attention_reference
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Largest error allowed, relative to the largest value of the exact result.
@@ -190,46 +189,13 @@ def report(args: argparse.Namespace, rows: Sequence[Row]) -> None:
     }
     result = {
         "benchmark": "attention",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "hardware": hardware(args.device),
-        "threads": torch.get_num_threads(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **circumstances(args.device),
         "settings": settings,
         "rows": [{name: round_to_4_digits(value) for name, value in asdict(row).items()} for row in rows],
     }
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        beside = args.out.with_suffix(".tmp")
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        beside.replace(args.out)
+        write_json(args.out, result)
     print(json.dumps(result))
-
-
-def round_to_4_digits(value: float | int | str) -> float | int | str:
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def hardware(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
-
-
-def commit() -> str | None:
-    """The checked-out commit, `+` where the tree has changes; None outside a repository or before a first commit."""
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    revision = git("rev-parse", "--short", "HEAD")
-    return revision and revision + ("+" if git("status", "--porcelain") else "")
 
 
 if __name__ == "__main__":
