@@ -43,7 +43,7 @@ DRAWINGS = ShapesConfig(size=40, count=30_000, max_objects=1, backgrounds="plain
 JUDGED = 128  # pictures of each kind
 FRESH = replace(DRAWINGS, seed=1, count=JUDGED)
 HELD_OUT = replace(FRESH, seed=2, held_out="only")
-SAMPLING = SamplingConfig(temperature=0.8, top_p=0.95, guidance_scale=2.0)
+SAMPLING = SamplingConfig(top_p=0.9, guidance_scale=2.0)
 SHOWN = 16  # pictures of each kind in a grid
 
 TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relation", "correct": "all of it"}
@@ -52,6 +52,7 @@ TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relat
 # below that nothing is learnt, and a machine that is busy just during the trials would look slow.
 TOKENIZER_STEPS, TOKENIZER_SECONDS = 2500, 140
 PRIOR_STEPS, PRIOR_SECONDS = 3500, 330
+VALIDATIONS = 4  # in each training
 
 
 def main() -> None:
@@ -186,13 +187,14 @@ def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) 
         took.append(time.perf_counter() - start)
     shutil.rmtree(TRIAL)
     a_step = max(took[1] - took[0], 1e-3) / (trials[1] - trials[0])
-    steps = min(most, max(most // 3, int(seconds / a_step)))
+    steps = min(most, max(most // 3, int(seconds / a_step))) // VALIDATIONS * VALIDATIONS
     print(f"{steps} updates, {1000 * a_step:.0f} ms each: about {steps * a_step / 60:.1f} minutes", flush=True)
     return steps
 
 
 def arguments(args: Sequence[str], run: Path, steps: int) -> list[str]:
-    return ["fit", "--config", "demo", *args, "--run", str(run), "--trainer.max_steps", str(steps)]
+    times = {"max_steps": steps, "val_check_interval": steps // VALIDATIONS}  # the last one when all is learnt
+    return ["fit", "--config", "demo", *args, "--run", str(run), *(f"--trainer.{k}={v}" for k, v in times.items())]
 
 
 # ---- what is told at the end

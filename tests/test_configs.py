@@ -44,7 +44,7 @@ def parsed(tmp_path, monkeypatch):
     def parse(kind: str, name: str) -> tuple[Namespace, Namespace]:
         sources = {"tokenizer": "--data.folder", "prior": "--data.codes"}
         args = ["fit", "--config", name, "--run", str(tmp_path / "run")]
-        if "drawings" not in text_of(kind, name):
+        if "\n  drawings:" not in text_of(kind, name):
             args += [sources[kind], str(tmp_path / "pictures")]
         if kind == "prior":
             tokenizer = preset(CODES_OF.get(name, "openai"))

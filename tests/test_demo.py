@@ -17,7 +17,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "DRAWINGS", replace(demo.DRAWINGS, size=24, count=150))
     for name, seed, held_out in (("FRESH", 1, "exclude"), ("HELD_OUT", 2, "only")):
         monkeypatch.setattr(demo, name, replace(demo.DRAWINGS, seed=seed, count=4, held_out=held_out))
-    for name, value in {"JUDGED": 4, "SHOWN": 4, "TOKENIZER_STEPS": 3, "PRIOR_STEPS": 3}.items():
+    for name, value in {"JUDGED": 4, "SHOWN": 4, "TOKENIZER_STEPS": 4, "PRIOR_STEPS": 4}.items():
         monkeypatch.setattr(demo, name, value)
     return tmp_path
 
@@ -26,7 +26,7 @@ def test_everything_is_there_and_a_second_call_says_so(small, capsys):
     demo.main()
     told = capsys.readouterr().out
     report = json.loads(demo.REPORT.read_text())
-    assert report["tokenizer"]["steps"] == report["prior"]["steps"] == 3
+    assert report["tokenizer"]["steps"] == report["prior"]["steps"] == 4
     assert 0 < report["tokenizer"]["val/psnr"] < 40
     assert report["prior"]["val/loss_image"] > 0
     for kind in ("fresh", "held_out"):
@@ -68,7 +68,8 @@ def test_updates_fit_the_time_within_bounds(monkeypatch, tmp_path, capsys):
 
     def train(kind, args):
         demo.TRIAL.mkdir(parents=True)
-        clock[0] += 3 + 0.5 * int(args[args.index("--trainer.max_steps") + 1])
+        steps = next(arg for arg in args if arg.startswith("--trainer.max_steps="))
+        clock[0] += 3 + 0.5 * int(steps.partition("=")[2])
 
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
