@@ -47,16 +47,18 @@ def test_both_train_for_the_same_time_and_are_recorded(codes, tmp_path, capsys):
         assert picture.size == (640, 400)
 
 
-def test_turns_alternate_on_the_same_batches_and_step_sizes(codes, monkeypatch):
+def test_turns_alternate_on_the_same_batches_dropped_captions_and_step_sizes(codes, monkeypatch):
     seen = []
 
-    def step(self, text_tokens, image_tokens):
-        original(self, text_tokens, image_tokens)
-        size = self.optimizer.param_groups[0]["lr"]
-        seen.append((self.prior.config.block, (text_tokens.tolist(), image_tokens.tolist(), size)))
+    def watched(self, text_tokens, image_tokens):
+        if self.prior.training:
+            size = self.optimizer.param_groups[0]["lr"]
+            seen.append((self.prior.config.block, (text_tokens.tolist(), image_tokens.tolist(), size)))
+        return loss(self, text_tokens, image_tokens)
 
-    original = blocks.Contestant._step
-    monkeypatch.setattr(blocks.Contestant, "_step", step)
+    loss = blocks.Contestant._loss
+    monkeypatch.setattr(blocks.Contestant, "_loss", watched)
+    monkeypatch.setattr(blocks, "CAPTION_DROPOUT", 0.5)
     blocks.main([*SETTINGS, f"--codes={codes}"])
     turns = [(block, len(list(steps))) for block, steps in itertools.groupby(block for block, _ in seen)]
     assert turns == [("paper", 2), ("modern", 4), ("paper", 4), ("modern", 2)]  # who ended a round begins the next
