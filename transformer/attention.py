@@ -1,8 +1,8 @@
 """Multi-head self-attention, over the whole sequence at once or over a cache.
 
 The projection is packed and q, k and v stay strided views of it: the kernels read any strides, so nothing is copied.
-QK-norm (https://arxiv.org/abs/2302.05442, a LayerNorm of each head without bias) bounds the scores, which keeps bf16
-stable.
+QK-norm (after https://arxiv.org/abs/2302.05442) bounds the scores, which keeps bf16 stable: a LayerNorm of each head
+without bias, which CPUs have as one operation where an RMSNorm is many.
 
 Shapes: B batch, T sequence, N new positions, H heads, D head dim, C = H * D.
 """
