@@ -41,7 +41,8 @@ def split_of(concept: str) -> str:
 def held_out_pairs(pairs: Iterable[Pair], count: int = HELD_OUT_PAIRS) -> Set[Pair]:
     """`count` pairs, at most one a concept, of training concepts drawn in many styles and of common styles.
 
-    `pairs` has an entry for each picture. Flags are never held out: all styles draw them the same.
+    `pairs` has an entry for each picture. Concepts with kin in their family are never held out, for the kin would show
+    the drawing in the held-out style; nor are flags, which all styles draw the same.
     """
     pictures = Counter(pairs)
     in_style = Counter(pair.style for pair in pictures.elements())
@@ -49,8 +50,10 @@ def held_out_pairs(pairs: Iterable[Pair], count: int = HELD_OUT_PAIRS) -> Set[Pa
     for pair in pictures:
         styles_of[pair.concept].add(pair.style)
     chosen: list[Pair] = []
-    concepts = [c for c, styles in styles_of.items() if len(styles) >= MIN_STYLES and not c.startswith("flag-")]
-    for concept in stable_order([c for c in concepts if split_of(c) == "train"], "held-out"):
+    members = Counter(family(concept) for concept in styles_of)
+    alone = [c for c in styles_of if members[family(c)] == 1 and not c.startswith("flag-")]
+    known = [c for c in alone if len(styles_of[c]) >= MIN_STYLES and split_of(c) == "train"]
+    for concept in stable_order(known, "held-out"):
         common = [style for style in sorted(styles_of[concept]) if in_style[style] >= MIN_PICTURES]
         if common:
             chosen.append(Pair(concept, stable_order(common, concept)[0]))

@@ -71,6 +71,13 @@ def test_rare_styles_are_not_held_out():
     assert "rare style" in {pair.style for pair in held_out_pairs(grid(CONCEPTS) + common, 10_000)}
 
 
+def test_concepts_with_kin_are_not_held_out():
+    """A held-out woman-scientist would be no composition while the man-scientist of that style is trained on."""
+    kin = grid([f"{who}scientist-{letter}" for who in ("", "man-", "woman-") for letter in "abcdefghijklmnopqrst"])
+    held_out = {pair.concept for pair in held_out_pairs(grid(CONCEPTS) + kin, 10_000)}
+    assert held_out and not any("scientist" in concept for concept in held_out)
+
+
 def test_flags_are_not_held_out():
     flags = grid([f"flag-of-{n}" for n in range(100)])
     assert not any(pair.concept.startswith("flag-") for pair in held_out_pairs(grid(CONCEPTS) + flags, 10_000))
