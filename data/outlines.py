@@ -57,7 +57,7 @@ def _arc(radius: float, start: float = 0.0, stop: float = 360.0, x: float = 0.0,
 
 def _star() -> Outline:
     angles = np.radians(np.arange(10) * 36 - 90)
-    radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
+    radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.38)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 

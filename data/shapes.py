@@ -16,8 +16,8 @@ from data.outlines import coverage, turned
 from data.scene import COLOURS, HELD_OUT, MAX_ITEMS, RELATIONS, SHAPES, SIZES, Item, Scene, caption_of, count_phrasings
 from data.tints import PATTERNS, RGB, VARIANTS, background, tints_for
 
-EXTENT = {"small": 0.26, "medium": 0.335, "large": 0.43}  # longest side of an unturned shape, in sides of the picture
-EXTENT_JITTER = 0.04  # relative; the classes are 1.29 apart
+EXTENT = {"small": 0.30, "medium": 0.365, "large": 0.44}  # longest side of an unturned shape, in sides of the picture
+EXTENT_JITTER = 0.04  # relative; the classes are 1.2 apart
 TURN = math.radians(8)  # small enough that a turned square is no diamond
 RGB_JITTER = 7
 MARGIN = 0.04  # background kept free along the edges, in sides of the picture

@@ -71,7 +71,7 @@ def test_golden_captions():
     """Reports name drawings by index: a change here makes old reports speak of other pictures."""
     assert [d.caption for d in drawings(4)] == [
         "a white arrow",
-        "there are a medium yellow triangle, a small yellow heart and a medium brown arrow",
+        "a medium brown arrow and a small yellow heart and a medium yellow triangle",
         "a drawing of a small pink triangle below a large orange diamond",
         "a small white diamond is above a small black ring",
     ]
