@@ -4,9 +4,11 @@
 
 Everything goes through the scripts and files that your own pictures would go through; only the judge, which reads
 colour, shape, size and relation off a picture, belongs to the drawings. All of it lies in runs/demo. What is there
-already is not made again, so a demo that was interrupted goes on with the part that it had not finished.
+already is not made again, so a demo that was interrupted goes on with the part that it had not finished; parts that
+were made with other drawings or settings are refused.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -32,17 +34,18 @@ from data.transforms import evaluation_crop
 from encoding import encode_source
 from grids import captioned_grid, reconstruction_grid, save_png
 from pipeline import TextToImage, load_image_tokenizer, to_pil_images
-from train import be_quiet, train
+from train import CONFIGS, be_quiet, train
 from transformer.sampling import SamplingConfig
 
 RUN = Path("runs/demo")
 TOKENIZER, CODES, PRIOR, TRIAL = RUN / "tokenizer", RUN / "codes", RUN / "prior", RUN / "trial"
 RECONSTRUCTIONS, SAMPLES, REPORT = RUN / "reconstructions.png", RUN / "samples.png", RUN / "report.json"
+RECIPE, SECONDS = RUN / "recipe.json", RUN / "seconds.json"  # what the parts are made of; how long each took
 
 DRAWINGS = ShapesConfig(size=40, count=30_000, max_objects=1, backgrounds="plain")
 JUDGED = 128  # pictures of each kind
-FRESH = replace(DRAWINGS, seed=1, count=JUDGED)
-HELD_OUT = replace(FRESH, seed=2, held_out="only")
+FRESH = replace(DRAWINGS, seed=11, count=JUDGED)  # settings are chosen on other seeds
+HELD_OUT = replace(FRESH, seed=12, held_out="only")
 SAMPLING = SamplingConfig(top_p=0.9, guidance_scale=2.0)
 SHOWN = 16  # pictures of each kind in a grid
 
@@ -60,32 +63,55 @@ def main() -> None:
     if REPORT.is_file():
         print(f"The demo has been run. {where_it_lies()}\nTo run it again: rm -r {RUN} && make demo")
         return
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
+    begin()
     figures: dict[str, Any] = {}
 
     headline(1, "training a tokenizer: pictures of 40x40 pixels become 10x10 codes out of 512, and pictures again")
-    figures["tokenizer"] = timed(seconds, "tokenizer", train_tokenizer)
+    figures["tokenizer"] = timed("tokenizer", train_tokenizer)
     headline(2, f"encoding {len(ShapesSource(DRAWINGS)):,} captioned drawings")
-    timed(seconds, "codes", encode_drawings)
+    timed("codes", encode_drawings)
     headline(3, "training a prior: a transformer that reads a caption and writes codes")
-    figures["prior"] = timed(seconds, "prior", train_prior)
-    headline(4, f"sampling a picture for each of {JUDGED} fresh captions and of {JUDGED} with unseen combinations")
-    figures |= timed(seconds, "samples", sample_and_judge)
+    figures["prior"] = timed("prior", train_prior)
+    headline(4, f"sampling a picture for each of {JUDGED} captions and of {JUDGED} with unseen combinations")
+    figures |= timed("samples", sample_and_judge)
 
-    seconds["all"] = time.perf_counter() - started
+    seconds = read_json(SECONDS)
+    seconds["all"] = sum(seconds.values())
     write_report(figures | {"seconds": {name: round(value, 1) for name, value in seconds.items()}})
     print(in_plain_words(figures, seconds["all"]))
+
+
+def begin() -> None:
+    """Makes the folder. Raises ValueError where it holds parts of other drawings or settings than these."""
+    recipe = {
+        "drawings": asdict(DRAWINGS),
+        # The pictures themselves too: what draws them may have changed.
+        "pictures": digest(b"".join(draw(DRAWINGS, index).image.tobytes() for index in range(64))),
+        "tokenizer": digest((CONFIGS / "tokenizer" / "demo.yaml").read_bytes()),
+        "prior": digest((CONFIGS / "prior" / "demo.yaml").read_bytes()),
+    }
+    if not RECIPE.is_file() and RUN.is_dir() and any(RUN.iterdir()):
+        raise ValueError(f"{RUN} holds files of unknown origin; to begin anew: rm -r {RUN} && make demo")
+    if RECIPE.is_file() and read_json(RECIPE) != recipe:
+        raise ValueError(f"{RUN} was begun with other drawings or settings; to begin anew: rm -r {RUN} && make demo")
+    RUN.mkdir(parents=True, exist_ok=True)
+    write_json(RECIPE, recipe)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def headline(number: int, text: str) -> None:
     print(f"\n{number}/4  {text}", flush=True)
 
 
-def timed(seconds: dict[str, float], name: str, stage: Callable[[], Any]) -> Any:
+def timed(name: str, stage: Callable[[], Any]) -> Any:
+    """Runs a stage and adds its seconds to those of earlier calls: a part that is there already took them then."""
     start = time.perf_counter()
     result = stage()
-    seconds[name] = time.perf_counter() - start
+    seconds = read_json(SECONDS) if SECONDS.is_file() else {}
+    write_json(SECONDS, seconds | {name: seconds.get(name, 0.0) + time.perf_counter() - start})
     return result
 
 
@@ -172,8 +198,8 @@ def train_once(kind: str, run: Path, args: Sequence[str], most: int, seconds: fl
         steps = affordable_steps(kind, args, most, seconds)
         metrics = train(kind, arguments(args, run, steps))
         figures = {"steps": steps} | {name: round(value, 4) for name, value in metrics.items() if "val/" in name}
-        summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return json.loads(summary.read_text(encoding="utf-8"))
+        write_json(summary, figures)
+    return read_json(summary)
 
 
 def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) -> int:
@@ -214,9 +240,17 @@ def write_report(figures: dict[str, Any]) -> None:
             "torch": torch.__version__,
         },
     }
-    beside = REPORT.with_name(f".{REPORT.name}.part")
-    beside.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    beside.replace(REPORT)
+    write_json(REPORT, report)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def where_it_lies() -> str:
@@ -243,10 +277,10 @@ def in_plain_words(figures: dict[str, Any], seconds: float) -> str:
         f"\nDone in {seconds / 60:.1f} minutes. {where_it_lies()}",
         f"\nThe judge read {JUDGED} pictures of each kind. Right are:",
         f"  {'':46}" + "".join(f"{TOLD[name]:>10}" for name in names),
-        row("pictures for fresh captions", samples["fresh"]),
+        row("pictures for captions like those of training", samples["fresh"]),
         row("pictures for unseen pairs of colour and shape", samples["held_out"]),
-        row("true drawings after the tokenizer, fresh", recons["fresh"]),
-        row("true drawings after the tokenizer, unseen", recons["held_out"]),
+        row("true drawings after the tokenizer, like these", recons["fresh"]),
+        row("true drawings after the tokenizer, unseen pairs", recons["held_out"]),
         "The last two rows are the ceiling: what the tokenizer loses, no prior can draw.",
         "\nNext, pictures for captions of your own:",
         f'  {sys.executable} sample.py "a large red star" --model {PRIOR} --n 4',

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import demo
+from data.shapes import EXTENT
 from pipeline import TextToImage
 
 
@@ -56,9 +57,30 @@ def test_what_is_there_is_not_made_again(small, monkeypatch, capsys):
             demo.main()
     assert not demo.REPORT.exists()
     kept = {path: path.stat().st_mtime_ns for path in [*demo.TOKENIZER.rglob("*"), *demo.CODES.rglob("*")]}
+    took = json.loads(demo.SECONDS.read_text())["tokenizer"]
     demo.main()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert demo.REPORT.is_file()
+    seconds = json.loads(demo.REPORT.read_text())["seconds"]
+    assert seconds["tokenizer"] >= round(took, 1) > 0
+    assert seconds["all"] == pytest.approx(sum(seconds.values()) - seconds["all"], abs=0.5)
+
+
+def test_parts_of_other_drawings_are_refused(small, monkeypatch):
+    """Also where the config is the same, but the code that draws has changed."""
+    demo.begin()
+    demo.begin()
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "DRAWINGS", replace(demo.DRAWINGS, size=32))
+        with pytest.raises(ValueError, match="begun with other drawings or settings"):
+            demo.begin()
+    with monkeypatch.context() as patched:
+        patched.setitem(EXTENT, "small", 0.2)
+        with pytest.raises(ValueError, match="other drawings or settings"):
+            demo.begin()
+    demo.RECIPE.unlink()
+    demo.SECONDS.write_text("{}")
+    with pytest.raises(ValueError, match="unknown origin"):
+        demo.begin()
 
 
 def test_updates_fit_the_time_within_bounds(monkeypatch, tmp_path, capsys):
