@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -75,7 +76,8 @@ class PictureWriter(Callback):
 
 
 class RunCheckpoint(Checkpoint):
-    """Writes `path` every so often, after the last step, and after the step during which Ctrl-C was pressed.
+    """Writes `path` every so often and wherever the fit ends: after its last step, when a callback stops it (a limit of
+    time, EarlyStopping), and after the step or the validation during which Ctrl-C was pressed.
 
     The first Ctrl-C lets the step end and ends the fit as if it were over, without a last validation; the second one
     stops at once. Lightning's own ModelCheckpoint saves once more after the fit, with averaged weights in the place of
@@ -84,27 +86,38 @@ class RunCheckpoint(Checkpoint):
     Args:
         path: of the checkpoint.
         minutes: between two of them.
+
+    Attributes:
+        interrupted: whether Ctrl-C has ended the fit; one in the validation after the last step has not.
     """
 
     def __init__(self, path: Path, minutes: float = 10) -> None:
         self.path, self.minutes = path, minutes
         self.interrupted = False
+        self._pressed = False
         self._handler: Any = None
         self._process = os.getpid()
         self._saved_at = 0.0
         self._step = 0
+        self._step_ended = True  # or are gradients being added up, which no checkpoint would hold
+        self._stop = False  # asked for, maybe in the middle of a step
+        self._over = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._handler = signal.signal(signal.SIGINT, partial(self._interrupt, trainer))
 
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+    def _interrupt(self, trainer: pl.Trainer, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a forked worker: the terminal signals it as well, but the step still needs its batches
-        if self.interrupted:
+        if self._pressed:
             raise KeyboardInterrupt
-        self.interrupted = True
-        print("\nstopping after this step; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
+        self._pressed = True
+        if self._over:
+            print("\nthe run is at its end already; Ctrl-C again stops at once", file=sys.stderr)
+            return
+        part = "validation" if trainer.validating else "step"
+        print(f"\nstopping after this {part}; Ctrl-C again stops at once, without a checkpoint", file=sys.stderr)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_at, self._step = time.monotonic(), trainer.global_step
@@ -112,14 +125,38 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:
-            return  # gradients have been added up only, and no checkpoint would hold them
+        self._step_ended = trainer.global_step != self._step
         self._step = trainer.global_step
-        if _any_device(trainer, self.interrupted):
-            trainer.should_stop = True
-            trainer.limit_val_batches = 0
+        self._over = self._stops(trainer) or after_last_step(trainer)
         due = _any_device(trainer, time.monotonic() - self._saved_at >= 60 * self.minutes)
-        if (due or trainer.should_stop or after_last_step(trainer)) and not trainer.fast_dev_run:
+        if self._over or (due and self._step_ended):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """By now, the weight averaging has put the trained weights back."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_if_stopped(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Here EarlyStopping decides where each epoch has one validation."""
+        self._save_if_stopped(trainer)
+
+    def _save_if_stopped(self, trainer: pl.Trainer) -> None:
+        if not self._over and self._stops(trainer):
+            self._over = True
+            self._save(trainer)
+
+    def _stops(self, trainer: pl.Trainer) -> bool:
+        """Whether the fit ends here. In the middle of a step it does not: the wish waits until the step's end."""
+        if _any_device(trainer, self._pressed):
+            self.interrupted = trainer.should_stop = True
+            trainer.limit_val_batches = 0
+        self._stop = self._stop or trainer.should_stop
+        trainer.should_stop = self._stop and self._step_ended
+        return trainer.should_stop
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if not trainer.fast_dev_run:
             trainer.save_checkpoint(self.path)
             self._saved_at = time.monotonic()
 

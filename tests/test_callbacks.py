@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
@@ -67,9 +67,12 @@ class Ticking(pl.Callback):
         self.clock.now += self.seconds
 
 
-def fit(*given: pl.Callback, steps: int = 6, loggers=False, ckpt_path: Path | None = None, **options) -> pl.Trainer:
+def fit(
+    *given: pl.Callback, steps: int = 6, batches: int = 2, loggers=False, ckpt_path: Path | None = None, **options
+) -> pl.Trainer:
     if not any(isinstance(callback, Progress) for callback in given):
         options["enable_progress_bar"] = False
+    options = {"num_sanity_val_steps": 1, "val_check_interval": 1} | options
     trainer = pl.Trainer(
         accelerator="cpu",
         callbacks=list(given),
@@ -77,13 +80,11 @@ def fit(*given: pl.Callback, steps: int = 6, loggers=False, ckpt_path: Path | No
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, RunCheckpoint) for callback in given),
         enable_model_summary=False,
-        num_sanity_val_steps=1,
-        val_check_interval=1,
         log_every_n_steps=1,
         **options,
     )
-    batches = DataLoader(torch.zeros(2, 1))
-    trainer.fit(OneWeight(), batches, batches, ckpt_path=ckpt_path, weights_only=True)
+    loader = DataLoader(torch.zeros(batches, 1))
+    trainer.fit(OneWeight(), loader, loader, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -179,6 +180,31 @@ def test_a_limit_of_time_ends_with_a_checkpoint(tmp_path, clock):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
+def test_a_limit_of_time_lets_the_step_end(tmp_path, clock):
+    """Two batches an update: the time is over after the fifth batch, the third step ends with the sixth."""
+    options = {"max_time": {"seconds": 45}, "max_epochs": 99, "accumulate_grad_batches": 2}
+    trainer = fit(Ticking(clock, 10), RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, batches=8, **options)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == trainer.global_step == 3
+    assert trainer.fit_loop.epoch_loop.total_batch_idx + 1 == 6
+
+
+@pytest.mark.parametrize("each_epoch", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_early_stopping_ends_with_a_checkpoint(tmp_path, accumulate, each_epoch):
+    """It stops at the third validation: after three batches, or three epochs of eight (where it decides later)."""
+    stopping = EarlyStopping("val/loss", patience=1, min_delta=1.0)
+    options = {"max_epochs": 99, "accumulate_grad_batches": accumulate, "num_sanity_val_steps": 0}
+    options |= {"val_check_interval": 1.0} if each_epoch else {}
+    checkpoint, averages = RunCheckpoint(tmp_path / "last.ckpt"), EMAWeightAveraging(decay=0.5)
+    trainer = fit(stopping, checkpoint, averages, steps=-1, batches=8, **options)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == trainer.global_step > 0
+    assert trainer.fit_loop.epoch_loop._accumulated_batches_reached() or each_epoch, "no step was cut"
+    trained = 1 - 0.8**trainer.global_step
+    assert saved["current_model_state"]["weight"] == pytest.approx(trained)
+    assert saved["state_dict"]["weight"] == pytest.approx(trainer.lightning_module.weight.item()) != trained
+
+
 def test_an_end_by_epochs(tmp_path, monkeypatch):
     steps = saved_steps(tmp_path / "last.ckpt", monkeypatch)
     fit(RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, max_epochs=3)
@@ -188,9 +214,8 @@ def test_an_end_by_epochs(tmp_path, monkeypatch):
 def test_a_worker_leaves_ctrl_c_to_the_main_process(tmp_path, monkeypatch, capsys):
     checkpoint = RunCheckpoint(tmp_path / "last.ckpt")
     monkeypatch.setattr(callbacks.os, "getpid", lambda: -1)
-    checkpoint._interrupt(2, None)
-    checkpoint._interrupt(2, None)
-    assert not checkpoint.interrupted
+    checkpoint._interrupt(pl.Trainer(logger=False), 2, None)
+    checkpoint._interrupt(pl.Trainer(logger=False), 2, None)
     assert capsys.readouterr().err == ""
 
 

@@ -33,24 +33,26 @@ pytestmark = MARKS
 
 @pytest.fixture
 def ctrl_c_at(monkeypatch) -> Callable[..., None]:
-    """Presses Ctrl-C during the training step number `step`, counted from 1, `times` times."""
+    """Presses Ctrl-C `times` times: during the training step number `step`, counted from 1, or the validation after."""
 
-    def ctrl_c_at(step: int, times: int = 1) -> None:
+    def ctrl_c_at(step: int, times: int = 1, during: str = "training_step") -> None:
         left = [signal.SIGINT] * times
+        done = step - 1 if during == "training_step" else step
         for system in (TokenizerSystem, PriorSystem):
-            original = system.training_step
+            original = getattr(system, during)
 
             def pressed(self, *args, original=original):
-                while self.global_step == step - 1 and left:
+                while self.global_step == done and left:
                     left.pop()
                     signal.raise_signal(signal.SIGINT)
                 return original(self, *args)
 
-            monkeypatch.setattr(system, "training_step", pressed)
+            monkeypatch.setattr(system, during, pressed)
 
     return ctrl_c_at
 
 
+EACH_3 = ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=3"]
 PARTS = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")
 
 
@@ -70,6 +72,29 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(kind, stop, tmp_path,
     for part in PARTS:
         assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
     assert (whole / "model" / "model.safetensors").read_bytes() == (parts / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("stop", "validate"), [(3, EACH_3), (STEPS_AN_EPOCH, [])])
+def test_a_run_stopped_in_a_validation_goes_on_after_it(stop, validate, tmp_path, ctrl_c_at, monkeypatch, capsys):
+    steps = ["--trainer.max_steps=14", "--trainer.precision=32-true", *validate]
+    whole = fit("tokenizer", tmp_path / "whole", *steps)
+    with monkeypatch.context():
+        ctrl_c_at(stop, during="validation_step")
+        with pytest.raises(KeyboardInterrupt):
+            fit("tokenizer", tmp_path / "parts", *steps)
+    monkeypatch.undo()
+    assert "stopping after this validation" in capsys.readouterr().err
+    assert checkpoint_of(tmp_path / "parts")["global_step"] == stop
+    parts = fit("tokenizer", tmp_path / "parts", *steps, "--ckpt_path=last")
+    for part in PARTS:
+        assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
+
+
+def test_ctrl_c_in_the_validation_after_the_last_step_is_too_late(tmp_path, ctrl_c_at, capsys):
+    ctrl_c_at(STEPS_AN_EPOCH, during="validation_step")
+    run = fit("tokenizer", tmp_path / "run", f"--trainer.max_steps={STEPS_AN_EPOCH}")
+    assert "the run is at its end already" in capsys.readouterr().err
+    assert files_in(run) > RUN_FILES | MODEL_FILES, "the picture too"
 
 
 @pytest.mark.parametrize(
