@@ -25,7 +25,7 @@ from torch import Tensor
 
 PAD = -1  # fills unused text positions; BPE ids are not negative
 BYTES = 256
-JOINERS = "\u200c\u200d"  # they shape Persian words and emoji ("family"): the only invisible characters that are kept
+JOINERS = "\u200c\u200d"  # they shape Persian words and emoji ("family"): the only format characters that are kept
 
 
 class Tokens(NamedTuple):
@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
 
 def normalise(caption: str) -> str:
-    """One spelling for each caption: NFKC, lower case, single spaces, nothing that is unseen in print.
+    """One spelling for each caption: NFKC, lower case, single spaces, no controls.
 
     Control and format characters and lone surrogates go (but joiners stay), every run of white space becomes one
     space. Idempotent.
@@ -48,6 +48,11 @@ def normalise(caption: str) -> str:
 
 def _is_kept(character: str) -> bool:
     return character.isspace() or character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+
+
+def is_visible(caption: str) -> bool:
+    """Whether `normalise` leaves more of a caption than white space and joiners."""
+    return any(_is_kept(c) and not c.isspace() and c not in JOINERS for c in caption)
 
 
 def pad(ids: Sequence[Sequence[int]], text_len: int) -> Tokens:
@@ -85,6 +90,7 @@ class TextTokenizer:
             raise ValueError(f"expected a BPE model on bytes, got {model['type']} on {splitter.get('type')}")
         if content["added_tokens"] or content["normalizer"]:
             raise ValueError("expected no added tokens and no normalizer: BOS and pads live outside the vocabulary")
+        _check_settings(content)
         self._vocab: dict[str, int] = model["vocab"]
         if missing := set(pre_tokenizers.ByteLevel.alphabet()) - self._vocab.keys():
             raise ValueError(f"expected all {BYTES} bytes in the vocabulary, {len(missing)} are missing")
@@ -101,9 +107,7 @@ class TextTokenizer:
         """
         if vocab_size < BYTES:
             raise ValueError(f"vocab_size is {vocab_size}, expected at least {BYTES}: one entry for each byte")
-        library = Tokenizer(models.BPE())
-        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        library.decoder = decoders.ByteLevel()
+        library = _untrained()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -197,6 +201,26 @@ class TextTokenizer:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"text tokenizer {path} cannot be read: {error}") from error
+
+
+def _untrained() -> Tokenizer:
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    library.decoder = decoders.ByteLevel()
+    return library
+
+
+def _check_settings(content: dict) -> None:
+    """ValueError where the library would make other ids of the same entries and merges than ours, or other text."""
+    ours = json.loads(_untrained().to_str())
+    parts = ("truncation", "padding", "pre_tokenizer", "post_processor", "decoder")
+    wrong = [f"{part} is {content[part]}, expected {ours[part]}" for part in parts if content[part] != ours[part]]
+    for name in ours["model"].keys() - {"vocab", "merges"}:
+        found, expected = content["model"].get(name), ours["model"][name]
+        if found != expected:
+            wrong.append(f"model.{name} is {found}, expected {expected}")
+    if wrong:
+        raise ValueError("; ".join(sorted(wrong)))
 
 
 def _check_dropout(dropout: float, generator: torch.Generator | None) -> None:

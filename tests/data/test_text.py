@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import unicodedata
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.text import BYTES, PAD, TextTokenizer, merge, normalise, pad
+from data.text import BYTES, JOINERS, PAD, TextTokenizer, is_visible, merge, normalise, pad
 from transformer import embeddings
 
 CAPTIONS = [
@@ -55,6 +56,19 @@ def test_normalise_is_idempotent_and_clean(caption):
     assert once == once.strip() and "  " not in once
     assert once == unicodedata.normalize("NFKC", once)
     assert not any(unicodedata.category(c) in ("Cc", "Cs") for c in once)
+
+
+@pytest.mark.parametrize(
+    "caption", ["", " \n", "\u200b", "\u2060\ufeff", "\u200d", "\u200c \u200d", "\x00\x01", "\ud800"]
+)
+def test_nothing_to_be_seen(caption):
+    assert not is_visible(caption)
+    assert is_visible(f"{caption}a")
+
+
+def test_what_is_visible_outlives_normalisation():
+    for character in map(chr, range(sys.maxunicode + 1)):
+        assert is_visible(character) == bool(normalise(character).strip(" " + JOINERS))
 
 
 @given(ANY_TEXT)
@@ -262,6 +276,43 @@ def test_a_broken_file_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         TextTokenizer.load(path)
     assert str(path) in str(error.value)
+
+
+def with_settings(part: str, **values) -> str:
+    content = json.loads(TOKENIZER.to_json())
+    return changed(**{part: (content[part] or {}) | values})
+
+
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+PADDING = {"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": None} | {
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "a",
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (with_settings("model", dropout=0.5), r"model\.dropout is 0\.5, expected None"),
+        (with_settings("model", ignore_merges=True), r"model\.ignore_merges is True, expected False"),
+        (with_settings("model", end_of_word_suffix="x"), r"model\.end_of_word_suffix is x, expected None"),
+        (changed(truncation=TRUNCATION), "truncation is .*'max_length': 3.*, expected None"),
+        (changed(padding=PADDING), r"padding is .*'Fixed': 20.*, expected None"),
+        (with_settings("pre_tokenizer", add_prefix_space=False), "pre_tokenizer is .*'add_prefix_space': False"),
+        (with_settings("pre_tokenizer", use_regex=False), "pre_tokenizer is .*'use_regex': False.*, expected"),
+        (
+            changed(post_processor={"type": "ByteLevel"} | {"add_prefix_space": True, "trim_offsets": False}),
+            "post_proc",
+        ),
+        (changed(decoder=None), "decoder is None, expected .*ByteLevel"),
+    ],
+)
+def test_settings_that_give_other_ids_are_refused(tmp_path, content, message):
+    """The fingerprint names entries and merges: with these it would be the same, and the ids or the text others."""
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        TextTokenizer.load(tmp_path)
 
 
 def test_ids_with_a_gap_are_refused(tmp_path):
