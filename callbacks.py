@@ -166,6 +166,32 @@ class RunCheckpoint(Checkpoint):
             self._handler = None
 
 
+class ImageTokenizerRecord(Callback):
+    """Has the fingerprint of the image tokenizer in a prior's checkpoints; one that has another is refused.
+
+    Codes mean nothing without it. Raises ValueError when a checkpoint is loaded.
+    """
+
+    NAME = "image_tokenizer"  # in the checkpoint
+
+    def __init__(self) -> None:
+        self.fingerprint: str | None = None  # to be set before the fit or the validation
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[self.NAME] = self.fingerprint
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        saved = checkpoint.get(self.NAME, self.fingerprint)  # the first checkpoints did not have it
+        if saved != self.fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on codes of tokenizer {saved}, --tokenizer is {self.fingerprint}"
+            )
+
+
 def _any_device(trainer: pl.Trainer, decision: bool) -> bool:
     """Whether any device decides so: the same answer on all."""
     return trainer.strategy.reduce_boolean_decision(decision, all=False)

@@ -29,7 +29,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 import cli
-from callbacks import PictureWriter, Progress, RunCheckpoint
+from callbacks import ImageTokenizerRecord, PictureWriter, Progress, RunCheckpoint
 from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
@@ -201,11 +201,16 @@ class PriorCLI(RunCLI):
             ("data.text.tokenizer", "data.text.vocab_size"), "model.prior.text_vocab_size", compute_fn=_text_vocab_size
         )
 
+    def _callbacks(self) -> list[Callback]:
+        self.record = ImageTokenizerRecord()
+        return [self.record, *super()._callbacks()]
+
     def prepare(self) -> None:
         """Gives the data what they need of the image tokenizer; refuses codes that another one made."""
         self.image_tokenizer = load_image_tokenizer(cli.model_folder(self.config[self.subcommand].tokenizer))
+        self.record.fingerprint = own = fingerprint(self.image_tokenizer)
         self.datamodule.setup()
-        made_by, own = getattr(self.datamodule.source, "fingerprint", None), fingerprint(self.image_tokenizer)
+        made_by = getattr(self.datamodule.source, "fingerprint", None)
         if made_by is not None and made_by != own:
             raise ValueError(f"the codes in {self.datamodule.codes} are of tokenizer {made_by}, --tokenizer is {own}")
         self.datamodule.encode_images = self._encode

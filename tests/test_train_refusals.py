@@ -37,6 +37,17 @@ def test_codes_of_another_tokenizer(fails, tokenizer_run, tmp_path):
     assert fingerprint(load_image_tokenizer(tokenizer_run / "model")) in said
 
 
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_checkpoint_of_another_tokenizer(fails, command, tokenizer_run, prior_run, image_tokenizer_of, tmp_path):
+    """Of the same sizes, or the weights would not fit."""
+    own = load_image_tokenizer(tokenizer_run / "model")
+    other = image_tokenizer_of(seed=1, image_size=32)
+    other.save_pretrained(tmp_path / "other")
+    args = arguments("prior", prior_run, f"--tokenizer={tmp_path / 'other'}", "--ckpt_path=last")
+    said = fails("prior", command, *args)
+    assert f"trained on codes of tokenizer {fingerprint(own)}, --tokenizer is {fingerprint(other)}" in said
+
+
 def test_a_run_is_not_overwritten(fails, tokenizer_run):
     assert "holds a run already: go on with --ckpt_path last" in fails(
         "tokenizer", "fit", *arguments("tokenizer", tokenizer_run)
