@@ -8,9 +8,13 @@ ValueError with file and line, never a row left out.
 import csv
 import io
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from data.pictures import PictureError, read_file
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -131,8 +135,13 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def is_absolute(file: str) -> bool:
-    """Whether a path counts from a root, on any system."""
-    return file.startswith(("/", "\\")) or bool(PureWindowsPath(file).drive)
+    """Whether a path counts from a root, on any system. A colon alone makes no drive: "a:b.png" is a name elsewhere."""
+    return file.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", file) is not None
+
+
+def same_form(name: str) -> str:
+    """Accents composed: some systems store "é" as two characters where a table has one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_unicode(text: str) -> bool:
@@ -145,8 +154,14 @@ def is_unicode(text: str) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without byte order mark; ValueError with file and line where it is something else."""
-    data = path.read_bytes()
+    """A UTF-8 file, with or without byte order mark.
+
+    Raises ValueError with file and line where it is something else, and with the file where it cannot be read.
+    """
+    try:
+        data = read_file(path)
+    except PictureError as error:
+        raise ValueError(f"{path}: {error}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,16 +11,18 @@ A mistake in the form of a table is a ValueError; a caption whose picture is not
 be read, is a reject.
 """
 
-import unicodedata
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.caption_tables import SPLITS, Row, is_absolute, read_text, table_rows
+from data.caption_tables import SPLITS, Row, is_absolute, read_text, same_form, table_rows
 from data.coco import coco_rows, is_annotations
 from data.pictures import PICTURE_SUFFIXES
 from data.rejects import Reason, Reject
+from data.text import is_visible
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 LOOKED_FOR = (
@@ -28,6 +30,7 @@ LOOKED_FOR = (
     "or COCO's captions_*.json (here or in annotations/)"
 )
 _NOT_CAPTIONS = {"readme", "license", "licence", "notice"}  # .txt files that often lie about
+_LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines() would also cut at U+2028 and the like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +84,30 @@ def _find_tables(files: AbstractSet[str]) -> list[str]:
     return [name for names in nested for name in [n for n in names if n in files][:1]]
 
 
+class _Names:
+    """Finds a name as it is written, else in another Unicode form where that is the form of one name only."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = set(names)
+        self._by_form = defaultdict(list)
+        for name in self.names:
+            self._by_form[same_form(name)].append(name)
+
+    def find(self, name: str) -> str | None:
+        if name in self.names:
+            return name
+        found = self._by_form.get(same_form(name), ())
+        return found[0] if len(found) == 1 else None
+
+
 def _find_texts(pictures: Sequence[str], others: AbstractSet[str]) -> dict[str, str]:
-    """The .txt of each picture that has one."""
-    texts = {_stem(name): name for name in others if name.lower().endswith(".txt")}
-    return {picture: texts[_stem(picture)] for picture in pictures if _stem(picture) in texts}
+    """The .txt of each picture that has one; of several, that of the same name to the letter, before a.TXT a.txt."""
+    stems = _Names(_stem(picture) for picture in pictures)
+    texts = (name for name in others if name.lower().endswith(".txt"))
+    by_stem: dict[str | None, str] = {}
+    for name in sorted(texts, key=lambda name: (_stem(name) not in stems.names, not name.endswith(".txt"), name)):
+        by_stem.setdefault(stems.find(_stem(name)), name)
+    return {picture: by_stem[_stem(picture)] for picture in pictures if _stem(picture) in by_stem}
 
 
 def _text_rows(folder: Path, beside: Mapping[str, str], others: AbstractSet[str]) -> tuple[list[Row], list[Reject]]:
@@ -92,13 +115,16 @@ def _text_rows(folder: Path, beside: Mapping[str, str], others: AbstractSet[str]
     rows, rejects = [], []
     for picture, name in beside.items():
         try:
-            rows.append(Row(name, picture, tuple(read_text(folder / name).splitlines()), None))
+            rows.append(Row(name, picture, tuple(_LINE_END.split(read_text(folder / name))), None))
         except ValueError as error:
             rejects.append(Reject(picture, Reason.BAD_CAPTION, str(error)))
+    first = {same_form(_stem(name)): name for name in beside.values()}
     for name in sorted(others - set(beside.values())):
         path = PurePosixPath(name)
         if path.suffix.lower() == ".txt" and path.stem.lower() not in _NOT_CAPTIONS:
-            rejects.append(Reject(name, Reason.NO_PICTURE, "no picture of that name beside it"))
+            chosen = first.get(same_form(_stem(name)))
+            detail = f"{chosen} comes first" if chosen else "no picture of that name beside it"
+            rejects.append(Reject(name, Reason.NO_PICTURE, detail))
     return rows, rejects
 
 
@@ -118,7 +144,7 @@ def _join(
     notes: Iterable[str] = (),
 ) -> Captions:
     """Rows by picture; a file that is not there is rejected once, however many rows name it."""
-    names = {_same_form(picture): picture for picture in pictures}
+    names = _Names(pictures)
     found: dict[str, list[Row]] = {}
     lost: dict[str, Reject] = {}
     for row in rows:
@@ -147,7 +173,7 @@ def _join(
 
 
 def _texts(rows: Iterable[Row]) -> list[str]:
-    return [text.strip() for row in rows for text in row.texts if text.strip()]
+    return [text.strip() for row in rows for text in row.texts if is_visible(text)]
 
 
 def _one_split(folder: Path, picture: str, rows: Iterable[Row]) -> str | None:
@@ -159,11 +185,11 @@ def _one_split(folder: Path, picture: str, rows: Iterable[Row]) -> str | None:
     return next(iter(where), None)
 
 
-def _locate(row: Row, names: Mapping[str, str]) -> str | Reject:
+def _locate(row: Row, names: _Names) -> str | Reject:
     file = PurePosixPath(row.file.replace("\\", "/"))
     if is_absolute(row.file) or ".." in file.parts:
         return Reject(row.file, Reason.OUTSIDE, f"{row.where}; names are relative to the folder")
-    picture = names.get(_same_form(str(file)))
+    picture = names.find(str(file))
     if picture is not None:
         return picture
     known = file.suffix.lower() in PICTURE_SUFFIXES
@@ -172,9 +198,4 @@ def _locate(row: Row, names: Mapping[str, str]) -> str | Reject:
 
 
 def _stem(name: str) -> str:
-    return _same_form(name.rpartition(".")[0])
-
-
-def _same_form(name: str) -> str:
-    """Accents composed: some systems store "é" as two characters where a table has one."""
-    return unicodedata.normalize("NFC", name)
+    return name.rpartition(".")[0]

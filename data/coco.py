@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from data.caption_tables import Row, parse_json, read_text
+from data.caption_tables import Row, is_unicode, parse_json, read_text, same_form
 
 _NAME = re.compile(r"(annotations/)?captions_(?P<part>[^/]*)\.json")
 
@@ -25,7 +25,7 @@ def coco_rows(folder: Path, name: str, pictures: Sequence[str]) -> list[Row]:
     split = next((split for split in ("train", "val", "test") if part.startswith(split)), None)
     by_base = defaultdict(list)
     for picture in pictures:
-        by_base[PurePosixPath(picture).name].append(picture)
+        by_base[same_form(PurePosixPath(picture).name)].append(picture)
     record = parse_json(read_text(path), str(path))
     texts: dict[object, list[str]] = {}
     files: dict[object, str] = {}
@@ -39,6 +39,8 @@ def coco_rows(folder: Path, name: str, pictures: Sequence[str]) -> list[Row]:
             raise ValueError(f"{where}: image_id {annotation['image_id']!r} is the id of no image")
         if not isinstance(annotation["caption"], str):
             raise ValueError(f"{where}: caption is {annotation['caption']!r}, expected a string")
+        if not is_unicode(annotation["caption"]):
+            raise ValueError(f"{where}: caption {annotation['caption']!r} holds half of a surrogate pair")
         texts[annotation["image_id"]].append(annotation["caption"])
     return [Row(f"{name} image {key}", file, tuple(texts[key]), split) for key, file in files.items()]
 
@@ -55,10 +57,15 @@ def _entries(path: Path, record: object, name: str, keys: tuple[str, ...]) -> It
 
 def _resolve(file: str, part: str, by_base: Mapping[str, Sequence[str]], where: str) -> str:
     """COCO names pictures without their folder: that is any folder, one called like the annotations first."""
-    found = [p for p in by_base.get(PurePosixPath(file).name, ()) if p == file or p.endswith("/" + file)]
-    if file in found or not found:
+    file = str(PurePosixPath(file.replace("\\", "/")))  # "./b.jpg" is b.jpg
+    same_base = by_base.get(same_form(PurePosixPath(file).name), ())
+    # To the letter, else in another Unicode form.
+    found = [p for p in same_base if f"/{p}".endswith(f"/{file}")]
+    found = found or [p for p in same_base if same_form(f"/{p}").endswith(same_form(f"/{file}"))]
+    if not found:
         return file
-    preferred = [p for p in found if part in p.split("/")] or found
+    whole = [p for p in found if same_form(p) == same_form(file)]
+    preferred = whole or [p for p in found if part in p.split("/")] or found
     if len(preferred) > 1:
         raise ValueError(f"{where}: {file} could be any of {', '.join(preferred[:3])}; keep its pictures in {part}/")
     return preferred[0]

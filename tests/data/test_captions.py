@@ -1,6 +1,7 @@
 """Each layout of captions read as a person would read it; each mistake named with file and line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_an_empty_caption_is_none(tmp_path: Path) -> None:
     assert captions.by_picture == {"a.png": ()}
 
 
+@pytest.mark.parametrize("text", ["\u200b", "\u2060\ufeff", "\u200d", "\x01\x02", "\u00ad \u200c"])
+def test_a_caption_of_which_nothing_is_seen_is_none(tmp_path: Path, text: str) -> None:
+    captions = read(tmp_path, {"captions.csv": f"file_name,text\na.png,{text}\nb.png,{text}dog\n"})
+    assert captions.by_picture == {"a.png": (), "b.png": (f"{text}dog",)}
+    captions = read(tmp_path / "texts", {"a.txt": text})
+    assert captions.by_picture == {"a.png": ()}
+
+
 @pytest.mark.parametrize(
     ("word", "split"),
     [("train", "train"), ("Training", "train"), ("val", "val"), ("validation", "val"), ("valid", "val"), ("dev", "val"),
@@ -184,6 +193,26 @@ def test_other_spellings_of_a_path(tmp_path: Path) -> None:
     rows = [f"{composed},one", r"sub\c.JPG,two", "./b.png,three"]
     captions = read(tmp_path, {"captions.csv": "\n".join(["file_name,text", *rows])}, pictures=[decomposed, *PICTURES])
     assert captions.by_picture == {decomposed: ("one",), "sub/c.JPG": ("two",), "b.png": ("three",)}
+
+
+def test_names_in_two_unicode_forms_are_two_names(tmp_path: Path) -> None:
+    composed, decomposed, mixed = "\u00e9e\u0301.png", "e\u0301e\u0301.png", "e\u0301\u00e9.png"
+    for pictures in ([composed, decomposed], [decomposed, composed]):
+        table = f"file_name,text\n{composed},one\n{decomposed},two\n{mixed},which?\n"
+        captions = read(tmp_path, {"captions.csv": table}, pictures=pictures)
+        assert captions.by_picture == {composed: ("one",), decomposed: ("two",)}
+        assert [(reject.file, reject.reason) for reject in captions.rejects] == [(mixed, Reason.NO_PICTURE)]
+
+        texts = {composed.replace(".png", ".txt"): "one"}
+        assert read(tmp_path, texts, pictures=pictures).by_picture == {composed: ("one",)}
+        texts[decomposed.replace(".png", ".txt")] = "two"
+        assert read(tmp_path, texts, pictures=pictures).by_picture == {composed: ("one",), decomposed: ("two",)}
+        assert read(tmp_path, texts, pictures=[composed]).by_picture == {composed: ("one",)}
+
+
+def test_a_colon_makes_no_path(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"captions.csv": "file_name,text\na:b.png,ratio\n"}, pictures=["a:b.png"])
+    assert (captions.by_picture, captions.rejects) == ({"a:b.png": ("ratio",)}, ())
 
 
 def test_a_missing_picture_is_rejected_once(tmp_path: Path) -> None:
@@ -271,6 +300,38 @@ def test_a_text_that_cannot_be_read_costs_its_picture(tmp_path: Path) -> None:
     assert f"{tmp_path}/a.txt line 2: not UTF-8" in reject.detail
 
 
+def test_a_text_that_is_no_file_costs_its_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "c.txt")
+    names = {"a.txt", "c.txt"} | write(tmp_path, {"b.txt": "a dog"})
+    captions = read_captions(tmp_path, ["a.png", "b.png", "c.png"], names, need_text=True)
+    assert captions is not None and captions.by_picture == {"b.png": ("a dog",)}
+    assert captions.rejects == (
+        ("a.png", Reason.BAD_CAPTION, f"{tmp_path}/a.txt: No such file or directory"),
+        ("c.png", Reason.BAD_CAPTION, f"{tmp_path}/c.txt: not a regular file"),
+    )
+
+
+def test_a_table_that_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "captions.csv")
+    with pytest.raises(ValueError, match=r"captions\.csv: not a regular file"):
+        read_captions(tmp_path, PICTURES, {"captions.csv"}, need_text=True)
+
+
+def test_of_two_texts_the_plain_suffix_wins(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"a.TXT": "large", "a.txt": "small", "a.Txt": "both", "b.TXT": "alone"})
+    assert captions.by_picture == {"a.png": ("small",), "b.png": ("alone",)}
+    assert captions.rejects == (
+        ("a.TXT", Reason.NO_PICTURE, "a.txt comes first"),
+        ("a.Txt", Reason.NO_PICTURE, "a.txt comes first"),
+    )
+
+
+def test_only_line_ends_part_captions(tmp_path: Path) -> None:
+    captions = read(tmp_path, {"a.txt": "one\u2028line\x0bof\x85text\r\ntwo\rthree\nfour"})
+    assert captions.by_picture == {"a.png": ("one\u2028line\x0bof\x85text", "two", "three", "four")}
+
+
 def test_texts_elsewhere_are_no_layout(tmp_path: Path) -> None:
     others = write(tmp_path, {"notes.txt": "x", "sub/a.txt": "of no picture in sub", "table.csv": CSV})
     assert read_captions(tmp_path, PICTURES, others, need_text=True) is None
@@ -304,6 +365,17 @@ def test_coco_in_the_folder_itself_and_without_a_split(tmp_path: Path) -> None:
     captions = read(tmp_path, {"captions_mine.json": coco([(1, "a.png"), (2, "c.JPG")], [(1, "cat"), (2, "cow")])})
     assert captions.by_picture == {"a.png": ("cat",), "sub/c.JPG": ("cow",)}
     assert captions.splits == {}
+
+
+def test_coco_in_other_spellings_of_a_path(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    files = {
+        "captions_x.json": coco([(1, composed), (2, "./a.png"), (3, r"sub\c.JPG")], [(1, "x"), (2, "y"), (3, "z")])
+    }
+    captions = read(tmp_path, files, pictures=[f"sub/{decomposed}", *PICTURES])
+    assert captions.by_picture == {f"sub/{decomposed}": ("x",), "a.png": ("y",), "sub/c.JPG": ("z",)}
+    captions = read(tmp_path, files, pictures=[f"sub/{decomposed}", f"other/{composed}", *PICTURES])
+    assert captions.by_picture == {f"other/{composed}": ("x",), "a.png": ("y",), "sub/c.JPG": ("z",)}
 
 
 def test_coco_prefers_the_folder_of_its_own_name(tmp_path: Path) -> None:
@@ -340,6 +412,7 @@ def test_coco_of_pictures_that_were_not_downloaded(tmp_path: Path) -> None:
         (coco([(1, "a.png")], [(2, "x")]), r"annotations\[0\]: image_id 2 is the id of no image"),
         (coco([(1, "a.png")], [(1, None)]), r"annotations\[0\]: expected an object with image_id and caption"),
         (coco([(1, "a.png")], [(1, 5)]), r"annotations\[0\]: caption is 5, expected a string"),
+        (coco([(1, "a.png")], [(1, "\ud800")]), r"annotations\[0\]: caption '\\ud800' holds half of a surrogate pair"),
         (b"\xff", r"captions_x\.json line 1: not UTF-8"),
     ],
 )
