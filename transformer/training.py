@@ -1,4 +1,4 @@
-"""Training of a prior: captions dropped for guidance, the paper's AdamW, warm-up and decay, and what is logged.
+"""Training of a prior: captions dropped for guidance, the paper's AdamW or Muon, warm-up and decay, and what is logged.
 
 Numbers of https://arxiv.org/abs/2102.12092, appendix B.2; its machinery for fp16 is what bf16 replaces. Clipping (the
 paper's norm is 4) and the number of updates are the Trainer's: gradient_clip_val, max_steps.
@@ -20,15 +20,19 @@ from transformer.config import PriorConfig
 from transformer.embeddings import null_captions
 from transformer.losses import PriorLoss, prior_loss
 from transformer.model import Prior
+from transformer.muon import MuonAdamW
 from transformer.noise import splitmix64
 from transformer.schedules import cosine_factor, warmup_factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule; the defaults are the paper's. Raises ValueError for values outside their ranges."""
+    """Optimiser and schedule; the defaults are the paper's. Raises ValueError for values outside their ranges."""
 
     lr: float = 4.5e-4
+    muon_lr: float | None = None
+    """Step size of Muon on the weight matrices of the blocks, AdamW keeping the rest; None: AdamW for all, as in the
+    paper. Some three times `lr` serves."""
     betas: tuple[float, float] = (0.9, 0.96)
     eps: float = 1e-8
     weight_decay: float = 4.5e-2
@@ -46,6 +50,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         ranges = {
             "lr": self.lr > 0,
+            "muon_lr": self.muon_lr is None or self.muon_lr > 0,
             "eps": self.eps > 0,
             "weight_decay": self.weight_decay >= 0,
             "warmup_steps": self.warmup_steps >= 0,
@@ -53,7 +58,7 @@ class OptimConfig:
         }
         for name, holds in ranges.items():
             if not holds:
-                least = "more than 0" if name in ("lr", "eps") else "at least 0"
+                least = "more than 0" if name in ("lr", "muon_lr", "eps") else "at least 0"
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {least}")
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio is {self.min_ratio}, expected 0 to 1")
@@ -84,6 +89,19 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     chosen = {id(weight) for weight in decayed}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def make_optimizer(prior: Prior, config: OptimConfig) -> Optimizer:
+    groups = parameter_groups(prior, config.weight_decay)
+    options = {"betas": config.betas, "eps": config.eps}
+    if config.muon_lr is None:
+        return AdamW(groups, lr=config.lr, fused=True, **options)
+    matrices = [module.weight for module in prior.blocks.modules() if isinstance(module, nn.Linear)]
+    taken = {id(weight) for weight in matrices}
+    for group in groups:
+        group |= {"params": [weight for weight in group["params"] if id(weight) not in taken], "lr": config.lr}
+    muon = {"params": matrices, "lr": config.muon_lr, "weight_decay": config.weight_decay}
+    return MuonAdamW(muon, groups, **options)
 
 
 class Throughput:
@@ -160,7 +178,7 @@ class PriorSystem(pl.LightningModule):
         self.throughput.tokens += len(batch["text_tokens"]) * self.prior.config.seq_len * self.trainer.world_size
         if self.global_step % self.trainer.log_every_n_steps == 0:
             self.log("train/tokens_per_s", self.throughput.report(), prog_bar=True)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self.log("lr", self.optimizers().param_groups[-1]["lr"])  # the last is AdamW's, with Muon or without
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -176,9 +194,7 @@ class PriorSystem(pl.LightningModule):
         self.log("train/grad_norm", norm)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
-        config = self.optim
-        groups = parameter_groups(self.prior, config.weight_decay)
-        optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        optimizer = make_optimizer(self.prior, self.optim)
         return [optimizer], self._schedulers(optimizer)
 
     def _schedulers(self, optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -137,10 +137,11 @@ def test_a_run_without_end_has_no_cosine(make_config, fit):
         fit(PriorSystem(make_config(), optim()), max_epochs=-1)
 
 
-def test_resuming_gives_the_uninterrupted_run(make_config, fit, tmp_path):
+@pytest.mark.parametrize("muon_lr", [None, 3e-2])
+def test_resuming_gives_the_uninterrupted_run(make_config, fit, tmp_path, muon_lr):
     def system() -> PriorSystem:
         torch.manual_seed(0)
-        return PriorSystem(make_config(), optim(total_steps=12), caption_dropout=0.5)
+        return PriorSystem(make_config(), optim(total_steps=12, muon_lr=muon_lr), caption_dropout=0.5)
 
     whole, first, second = system(), system(), system()
     fit(whole, max_epochs=3)
@@ -228,6 +229,7 @@ def test_a_compiled_prior_saves_and_loads(make_config, tmp_path):
     ("settings", "message"),
     [
         ({"lr": 0.0}, r"lr is 0\.0, expected more than 0"),
+        ({"muon_lr": 0.0}, r"muon_lr is 0\.0, expected more than 0"),
         ({"eps": -1.0}, r"eps is -1\.0, expected more than 0"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1, expected at least 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
