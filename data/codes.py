@@ -5,6 +5,7 @@ each row) and `manifest.json` (which image tokenizer, how many codes, the grid, 
 all: it is written beside and renamed.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 CODES, CAPTIONS, MANIFEST = "codes.npy", "captions.jsonl", "manifest.json"
 MAX_CODEBOOK_SIZE = 2**16  # what uint16 holds
 _DTYPE = np.dtype("<u2")
+Row = tuple[str, tuple[str, ...], str | None]  # key, captions, split
 
 
 def refuse_existing(folder: str | Path) -> None:
@@ -144,7 +146,8 @@ def _write_header(file: BinaryIO, count: int, grid_size: tuple[int, ...]) -> int
 class CodesSource:
     """Reads a folder of codes; keys, captions and splits as `data.source.Source` has them, codes instead of pictures.
 
-    Raises ValueError naming the file that is missing, broken or holds another count than the manifest.
+    Raises ValueError naming the file that is missing, broken or holds another count than the manifest; a code that the
+    image tokenizer has not is found when it is read.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -176,20 +179,28 @@ class CodesSource:
         return self._rows[index][2]
 
     def identity(self) -> Iterator[str]:
-        """The image tokenizer, then key, captions and split of each sample."""
-        yield f"{self.fingerprint} {self.grid_size}"
+        """The image tokenizer and a digest of all codes (the whole file is read), then key, captions and split of each
+        sample."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self._codes), digest_size=16).hexdigest()
+        yield f"{self.fingerprint} {self.grid_size} {digest}"
         yield from map(json.dumps, self._rows)
 
     def codes(self, index: int) -> Tensor:
         """Codes of one picture, (h, w) int64."""
-        return torch.from_numpy(self._codes[index].astype(np.int64))
+        codes = torch.from_numpy(self._codes[index].astype(np.int64))
+        if codes.max() >= self.codebook_size:
+            raise ValueError(
+                f"{self.folder / CODES}: the code {codes.max()} of {self.key(index)!r}, expected 0 to "
+                f"{self.codebook_size - 1}"
+            )
+        return codes
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     kinds = {"fingerprint": str, "codebook_size": int, "grid_size": list, "count": int}
     try:
         manifest = json.loads(_require(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     for name, kind in kinds.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
@@ -207,20 +218,30 @@ def _map_codes(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return codes
 
 
-def _read_rows(path: Path, count: int) -> list[tuple[str, tuple[str, ...], str | None]]:
+def _read_rows(path: Path, count: int) -> list[Row]:
     rows = []
-    with _require(path).open(encoding="utf-8") as lines:
+    with _require(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-                rows.append((row["key"], tuple(row["captions"]), row["split"]))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                rows.append(_row(json.loads(line.decode())))
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path} line {number}: expected key, captions and split as JSON ({error!r})"
                 ) from error
     if len(rows) != count:
         raise ValueError(f"{path} has {len(rows)} rows, but {MANIFEST} says {count}")
     return rows
+
+
+def _row(row: dict[str, Any]) -> Row:
+    key, captions, split = row["key"], row["captions"], row["split"]
+    if not isinstance(key, str):
+        raise TypeError(f"key is {key!r}")
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise TypeError(f"captions is {captions!r}, no list of strings")
+    if split not in (None, "train", "val", "test"):
+        raise ValueError(f"split is {split!r}")
+    return key, tuple(captions), split
 
 
 def _require(path: Path) -> Path:

@@ -44,14 +44,14 @@ def test_round_trip(tmp_path):
     assert np.load(tmp_path / "deep" / "codes" / "codes.npy").dtype == np.uint16
 
 
-def test_the_fingerprint_of_the_data_names_the_image_tokenizer_too(tmp_path):
-    def made(folder: str, tokenizer: str = "abc", caption: str = "one") -> str:
+def test_the_fingerprint_of_the_data_names_the_codes_and_the_image_tokenizer_too(tmp_path):
+    def made(folder: str, tokenizer: str = "abc", caption: str = "one", code: int = 1) -> str:
         with CodesWriter(tmp_path / folder, tokenizer, 10, (1, 1)) as writer:
-            writer.add(["a"], [(caption,)], ["val"], torch.ones(1, 1, 1, dtype=torch.int64))
+            writer.add(["a"], [(caption,)], ["val"], torch.full((1, 1, 1), code))
         return fingerprint(CodesSource(tmp_path / folder))
 
     assert made("first") == made("elsewhere")
-    assert len({made("a"), made("b", tokenizer="abd"), made("c", caption="two")}) == 3
+    assert len({made("a"), made("b", tokenizer="abd"), made("c", caption="two"), made("d", code=2)}) == 4
 
 
 def test_what_is_read_is_a_copy(tmp_path):
@@ -159,6 +159,13 @@ def cut_codes(folder) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def row_with(folder, **parts) -> None:
+    path = folder / "captions.jsonl"
+    rows = path.read_text().splitlines()
+    rows[1] = json.dumps(json.loads(rows[1]) | parts)
+    path.write_text("\n".join(rows))
+
+
 BREAK = [
     (lambda folder: (folder / "codes.npy").unlink(), "codes.npy is missing"),
     (lambda folder: (folder / "captions.jsonl").unlink(), "captions.jsonl is missing"),
@@ -171,6 +178,12 @@ BREAK = [
     (drop_last_row, "captions.jsonl has 4 rows, but manifest.json says 5"),
     (lambda folder: (folder / "captions.jsonl").write_text('{"key": "a"}\n'), "captions.jsonl line 1: expected key"),
     (lambda folder: (folder / "captions.jsonl").write_text("no\n"), "captions.jsonl line 1: expected key"),
+    (lambda folder: (folder / "captions.jsonl").write_bytes(b'{"key": "\xff'), "captions.jsonl line 1: expected key"),
+    (lambda folder: (folder / "manifest.json").write_bytes(b"\xff"), "manifest.json is not JSON"),
+    (lambda folder: row_with(folder, key=3), "captions.jsonl line 2: .*key is 3"),
+    (lambda folder: row_with(folder, captions="x y"), "captions.jsonl line 2: .*captions is 'x y', no list of strings"),
+    (lambda folder: row_with(folder, captions=["x", None]), "captions.jsonl line 2: .*no list of strings"),
+    (lambda folder: row_with(folder, split="dev"), "captions.jsonl line 2: .*split is 'dev'"),
     (cut_codes, "codes.npy cannot be read"),
     (lambda folder: (folder / "codes.npy").write_bytes(b""), "codes.npy cannot be read"),
     (lambda folder: np.save(folder / "codes.npy", codes_of(5).numpy()), "codes.npy holds int64"),
@@ -185,6 +198,18 @@ def test_a_spoilt_folder_is_named(tmp_path, spoil, message):
     with pytest.raises(ValueError, match=message) as error:
         CodesSource(folder)
     assert str(folder) in str(error.value)
+
+
+def test_a_code_that_the_tokenizer_has_not_is_named(tmp_path):
+    folder = write(tmp_path / "codes")
+    codes = codes_of(5) % 9
+    codes[3, 1, 2] = 9
+    np.save(folder / "codes.npy", codes.numpy().astype("<u2"))
+    manifest_with(folder, codebook_size=9)
+    source = CodesSource(folder)
+    assert torch.equal(source.codes(2), codes[2])
+    with pytest.raises(ValueError, match=r"codes\.npy: the code 9 of 'y', expected 0 to 8"):
+        source.codes(3)
 
 
 def test_no_folder(tmp_path):
