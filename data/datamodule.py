@@ -7,6 +7,7 @@ in a fixed order. No flag of the Trainer is needed with several devices: the ord
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,13 +17,13 @@ from torch import Tensor
 from data import transforms
 from data.codes import CodesSource
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
-from data.order import EpochLoader, EpochOrder, Progress
+from data.order import EpochLoader, EpochOrder, Progress, check_same
 from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig
 from data.source import Source
 from data.split import Keyed, fingerprint, split_by_key, spread
-from data.text import TextTokenizer
+from data.text import TextTokenizer, is_visible
 
 log = logging.getLogger(__name__)
 PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE and are counted: enough for 16,384 entries
@@ -71,14 +72,20 @@ class CaptionedData(pl.LightningDataModule):
         self.train_indices = torch.tensor(train, dtype=torch.int64)
         self.val_indices = spread(val, self.loading.val_count)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that name the samples, for a model's record of what it was trained on."""
+        """16 hexadecimal digits that name the samples, for a model's record of what it was trained on.
+
+        Made once, for all captions (and codes) are read for it: every checkpoint holds it.
+        """
         return fingerprint(self.source)
 
     def train_dataloader(self) -> EpochLoader:
-        """Raises ValueError where the training split is smaller than a batch."""
+        """Raises ValueError where the training split is smaller than a batch, and where `load_state_dict` was given the
+        middle of an epoch of other data."""
         order = self._order(self.train_indices, shuffle=True)
+        if len(self.train_indices) == 0:
+            raise ValueError(f"no training samples among {len(self.source)}: all are of the split 'val' or 'test'")
         if len(order) == 0:
             raise ValueError(
                 f"{len(self.train_indices)} training samples do not fill one batch of {order.global_batch_size} over "
@@ -86,6 +93,7 @@ class CaptionedData(pl.LightningDataModule):
             )
         self._train_loader = self._loader(order, training=True, progress=self._progress if self.trainer else None)
         if self._resume is not None:
+            self._check_same_data(self._resume)
             self._train_loader.load_state_dict(self._resume)
             self._resume = None
         elif self.trainer:
@@ -118,11 +126,16 @@ class CaptionedData(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the next training batch. A batch that was read but whose step did not end (Ctrl-C) is
         read again."""
-        return self._train_loader.state_dict() if self._train_loader else {}
+        return self._train_loader.state_dict() | {"data": self.fingerprint} if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The next training loader goes on there; ValueError where that is in the middle of an epoch of other data."""
+        """The next training loader goes on there; making it is refused in the middle of an epoch of other data."""
         self._resume = state_dict or None
+
+    def _check_same_data(self, state: dict[str, Any]) -> None:
+        if state["position"]:
+            saved = state.get("data", self.fingerprint)  # the first checkpoints did not have it
+            check_same({"data": saved}, {"data": self.fingerprint})
 
     def _progress(self) -> Progress:
         return Progress(self._batches_worked_off() - self._batches_before, int(self.trainer.num_training_batches))
@@ -245,10 +258,12 @@ class PriorData(CaptionedData):
         if self.codes is None:
             return open_pictures(self.folder, self.drawings, self.loading, need_captions=True)
         source = CodesSource(self.codes)
-        bare = [source.key(index) for index in range(len(source)) if not source.captions(index)]
+        captions = [source.captions(index) for index in range(len(source))]
+        bare = [index for index, texts in enumerate(captions) if not texts or not all(map(is_visible, texts))]
         if bare:
             raise ValueError(
-                f"{self.codes}: {len(bare)} of {len(source)} rows have no caption, the first is {bare[0]!r}"
+                f"{self.codes}: {len(bare)} of {len(source)} rows have no caption, or one of which nothing is seen; "
+                f"the first is {source.key(bare[0])!r}"
             )
         return source
 

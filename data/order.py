@@ -142,10 +142,11 @@ class EpochLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken.
 
-        Raises ValueError where that is in the middle of an epoch and the data or the batches are others now.
+        Raises ValueError where that is in the middle of an epoch and the number of samples, the batches or the seed are
+        others now.
         """
         if state["position"]:
-            _check_same({key: state[key] for key in self._arithmetic()}, self._arithmetic())
+            check_same({key: state[key] for key in self._arithmetic()}, self._arithmetic())
         self.epoch, self.delivered = state["epoch"], state["position"] // self.order.global_batch_size
         self._begun = False
 
@@ -154,7 +155,8 @@ class EpochLoader(DataLoader):
         return {"samples": len(order.indices), "global_batch_size": order.global_batch_size, "seed": order.seed}
 
 
-def _check_same(saved: dict[str, int], now: dict[str, int]) -> None:
+def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError that names what has changed since a checkpoint in the middle of an epoch."""
     changes = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved[name] != now[name]]
     if changes:
         raise ValueError(

@@ -12,8 +12,8 @@ COLOURS = ("red", "green", "blue", "grey")
 class Fake:
     """Flat pictures whose colour tells their index; two captions each."""
 
-    def __init__(self, n: int = 40, size: tuple[int, int] = (20, 12), val: int = 4) -> None:
-        self.n, self.size, self.val = n, size, val
+    def __init__(self, n: int = 40, size: tuple[int, int] = (20, 12), val: int = 4, word: str = "thing") -> None:
+        self.n, self.size, self.val, self.word = n, size, val, word
 
     def __len__(self) -> int:
         return self.n
@@ -27,10 +27,13 @@ class Fake:
         return image
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return (f"a {COLOURS[index % 4]} thing number {index}", f"{COLOURS[index % 4]} no. {index}")
+        return (f"a {COLOURS[index % 4]} {self.word} number {index}", f"{COLOURS[index % 4]} no. {index}")
 
     def split(self, index: int) -> str | None:
         return "val" if index < self.val else "train"
+
+    def identity(self) -> tuple[str]:
+        return (repr((self.n, self.size, self.val, self.word)),)
 
 
 def tokenizer_data(source: Fake | None = None, **loading) -> TokenizerData:

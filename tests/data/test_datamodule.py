@@ -243,8 +243,11 @@ def test_codes(tmp_path):
 
 def test_codes_without_captions_are_refused(tmp_path):
     write_codes(tmp_path / "codes", captions=())
-    with pytest.raises(ValueError, match="20 of 20 rows have no caption, the first is 'k0'"):
+    with pytest.raises(ValueError, match=r"20 of 20 rows have no caption, or .* the first is 'k0'"):
         PriorData(codes=str(tmp_path / "codes")).setup()
+    write_codes(tmp_path / "unseen", captions=("a red thing", "\u200d"))
+    with pytest.raises(ValueError, match="20 of 20 rows have no caption, or one of which nothing is seen"):
+        PriorData(codes=str(tmp_path / "unseen")).setup()
 
 
 @pytest.mark.parametrize(
@@ -277,6 +280,10 @@ def test_too_few_samples():
         data.train_dataloader()
     with pytest.raises(ValueError, match=r"no validation samples among 7 \(val_fraction=0\.02\): raise val_fraction"):
         tokenizer_data(Fake(7, val=0)).setup()
+    data = tokenizer_data(Fake(7, val=7))
+    data.setup()
+    with pytest.raises(ValueError, match="no training samples among 7: all are of the split 'val' or 'test'"):
+        data.train_dataloader()
 
 
 def test_exactly_one_batch_is_enough():

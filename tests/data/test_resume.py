@@ -156,6 +156,21 @@ def test_resuming_in_the_middle_with_another_batch_size_is_refused(tmp_path):
         )
 
 
+def test_resuming_on_other_data_is_refused_in_the_middle_of_an_epoch(tmp_path):
+    """As many samples of the same keys, but other captions."""
+    for step in (3, 9):
+        trainer = trainer_of(tmp_path, max_steps=step, enable_checkpointing=False)
+        trainer.fit(Watch(), tokenizer_data())
+        trainer.save_checkpoint(tmp_path / f"{step}.ckpt")
+    other = tokenizer_data(Fake(word="object"))
+    with pytest.raises(ValueError, match=r"middle of an epoch: data was \w{16} and is \w{16}\. Set it back"):
+        trainer_of(tmp_path, enable_checkpointing=False).fit(Watch(), other, ckpt_path=tmp_path / "3.ckpt")
+    trainer = trainer_of(tmp_path, enable_checkpointing=False, max_epochs=2)
+    watch = Watch()
+    trainer.fit(watch, tokenizer_data(Fake(word="object")), ckpt_path=tmp_path / "9.ckpt")
+    assert watch.trained == expected_keys(2)[9:]
+
+
 def test_resuming_with_another_text_tokenizer_is_refused():
     data = prior_data()
     data.setup()
