@@ -56,16 +56,16 @@ def decode_picture(data: bytes) -> Image.Image:
         _check_png_sums(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.size)
-            deep_colour = _has_deep_colour(image)
+            _scale_transparent_key(image)
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
     except PictureError:
         raise
     except Image.UnidentifiedImageError as error:
         raise PictureError("not a PNG, JPEG, WebP or GIF, or its header is damaged") from error
     except Exception as error:
         raise PictureError(str(error) or type(error).__name__) from error
-    return _to_rgb(upright, deep_colour)
+    return _to_rgb(upright)
 
 
 def _check_png_sums(data: bytes) -> None:
@@ -83,18 +83,31 @@ def _check_size(size: tuple[int, int]) -> None:
         raise PictureError(f"{width}x{height} pixels, more than the {MAX_PIXELS:,} that are decoded")
 
 
-def _has_deep_colour(image: Image.Image) -> bool:
-    """Whether a not yet loaded file holds 16-bit RGB, of which Pillow keeps the high bytes."""
-    return image.mode == "RGB" and any("16" in str(tile[3]) for tile in image.tile)
+def _scale_transparent_key(image: Image.Image) -> None:
+    """Brings a PNG's transparent colour to the 8 bits that Pillow brings the pixels to, but not the colour.
+
+    Pillow keeps the high bytes of 16-bit RGB, and scales grey of 2 and 4 bits. `image` is not yet loaded.
+    """
+    key = image.info.get("transparency")
+    stored = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    if image.mode == "RGB" and "16" in stored and key is not None:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    elif stored in ("L;2", "L;4") and key is not None:
+        image.info["transparency"] = key * 255 // (2 ** int(stored[-1]) - 1)
 
 
-def _to_rgb(image: Image.Image, deep_colour: bool) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """A loaded picture turned as its EXIF says; as it is stored where the EXIF is damaged, for its pixels are sound."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as many kinds as for damaged pixels
+        return image.copy()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")
     if image.mode.startswith("I"):
         return _from_grey16(image, transparent)
-    if deep_colour and transparent is not None:
-        # The transparent colour is given in 16 bits; of the pixels only the high bytes are left to compare with.
-        image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if transparent is not None or "A" in image.mode or "a" in image.mode:
         return _onto_white(image.convert("RGBA"))
     return image.convert("RGB")

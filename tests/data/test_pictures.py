@@ -105,6 +105,18 @@ def test_transparent_colour_of_grey_and_rgb() -> None:
     assert pixels(encoded(colour, "PNG", transparency=(1, 2, 3))) == [[WHITE, (1, 2, 4)]]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_transparent_grey_of_few_bits(depth: int) -> None:
+    top = 2**depth - 1
+    header = struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0)
+    row = bytes([0, (top - 1) << (8 - depth) | top << (8 - 2 * depth)])  # two pixels: the last grey but one, and white
+    for key in (top - 1, 0, top):
+        parts = [chunk(b"IHDR", header), chunk(b"tRNS", struct.pack(">H", key)), chunk(b"IDAT", zlib.compress(row))]
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+        grey = 255 if key == top - 1 else 255 * (top - 1) // top
+        assert pixels(data) == [[(grey, grey, grey), WHITE]]
+
+
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     values = np.array([[0, 128, 129, 256, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
     expected = [round(int(value) / 257) for value in values[0]]
@@ -159,6 +171,17 @@ def test_exif_orientation(kind: str) -> None:
         decoded = np.asarray(decode_picture(encoded(Image.fromarray(stored), kind, exif=exif, **options)))
         assert decoded.shape == expected.shape
         assert np.abs(decoded.astype(int) - expected).max() <= (6 if kind == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, on the damaged EXIF
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0rubbish that is no TIFF", b"Exif\0\0MM\0*\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f"]
+)
+def test_damaged_exif_says_nothing(kind: str, exif: bytes) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    plain = decode_picture(encoded(noise(), kind, **options))
+    assert decode_picture(encoded(noise(), kind, exif=exif, **options)).tobytes() == plain.tobytes()
 
 
 def test_exif_orientation_of_sixteen_bit_grey_and_transparency() -> None:
