@@ -7,6 +7,7 @@ same, so such a folder can be uploaded to the Hub and downloaded from it as it i
 
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+OF_ALL_CHECKPOINTS = ("pytorch-lightning_version", "global_step")  # without these, none is read
+TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
 
 
 def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
-    """Writes both files, each beside its place and then renamed, so that an interrupted save leaves the old one."""
+    """Writes both files, each beside its place and then renamed, so that an interrupted save leaves the old ones.
+
+    While they are renamed there are no settings: a save that is cut there leaves nothing that loads, but no mixture.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights, settings = folder / f".{WEIGHTS}.part", folder / f".{CONFIG}.part"
     save_file(tensors, weights, metadata={"format": "pt"})
     settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).unlink(missing_ok=True)
     weights.replace(folder / WEIGHTS)
     settings.replace(folder / CONFIG)
 
@@ -60,10 +67,11 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
     model.load_state_dict(tensors)
 
 
-def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, model: nn.Module, keys: Sequence[str] = ()) -> dict[str, Any]:
     """A training checkpoint whose "state_dict" fits `model`, which is not touched; tensors stay on the disk until used.
 
-    Raises ValueError naming the file where it is missing, damaged or of another model.
+    Raises ValueError naming the file where it is missing, damaged, of another model, or holds weights without `keys`
+    and OF_ALL_CHECKPOINTS.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,6 +85,11 @@ def load_checkpoint(path: str | Path, model: nn.Module) -> dict[str, Any]:
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise ValueError(f"{path} is of another model than this run's: {shown}")
+    missing = [key for key in (*OF_ALL_CHECKPOINTS, *keys) if key not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{path} holds weights but no {', '.join(missing)}: expected a checkpoint as training writes it"
+        )
     return checkpoint
 
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,24 @@ def test_saving_again_replaces(make_prior, folder):
     prior = make_prior(n_layer=2)
     prior.save_pretrained(folder)
     assert Prior.from_pretrained(folder).config == prior.config
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_save_that_is_cut_between_its_renames_mixes_nothing(make_prior, folder, monkeypatch, renames):
+    """The kernel is in the settings alone: old weights with new settings would load, and be another model."""
+    replace, left = Path.replace, [None] * renames
+
+    def cut(self, target):
+        if not left:
+            raise OSError("cut")
+        left.pop()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", cut)
+    with pytest.raises(OSError, match="cut"):
+        make_prior(conv_kernel=5).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"no file .*config\.json"):
+        Prior.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
