@@ -12,7 +12,7 @@ the last checkpoint of a run. A run ends with a model folder, RUN/model; RUN/con
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from callbacks import ImageTokenizerRecord, PictureWriter, Progress, RunCheckpoi
 from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
-from model_files import load_checkpoint
+from model_files import TRAINING_STATE, load_checkpoint
 from pipeline import TextToImage, fingerprint, load_image_tokenizer, load_image_tokenizer_config, to_pil_images
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
@@ -55,13 +55,15 @@ NOISE = (  # Lightning's, about things that are as they should be here
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes RUN/config.yaml, from which the run can be repeated."""
+    """Writes RUN/config.yaml, from which the run can be repeated: from its start, also where this part was resumed."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             folder = Path(self.config.run)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True)
+            config = self.config.clone()
+            config.ckpt_path = None
+            self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True)
 
 
 class RunCLI(LightningCLI):
@@ -114,7 +116,7 @@ class RunCLI(LightningCLI):
         self.prepare()
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            self._export_checkpoint()
+            self._export_checkpoint(ckpt_path)
             print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
         if self.checkpoint.interrupted:
             log.info("the same command with --ckpt_path last goes on")
@@ -122,23 +124,29 @@ class RunCLI(LightningCLI):
 
     def _start(self, ckpt_path: str | None) -> str | None:
         """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""
-        if ckpt_path is not None:
-            path, checkpoint = self._existing_checkpoint(ckpt_path)
-            log.info("going on from %s, step %s", path, checkpoint["global_step"])
-            return path
-        if (self.run_folder / CHECKPOINT).is_file():
+        own = self.run_folder / CHECKPOINT
+        if ckpt_path is None:
+            if own.is_file():
+                raise ValueError(
+                    f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
+                )
+            return None
+        path, checkpoint = self._existing_checkpoint(ckpt_path, TRAINING_STATE)
+        if own.is_file() and not own.samefile(path):
             raise ValueError(
-                f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
+                f"{self.run_folder} holds a run already, and {path} is not its last checkpoint: name another --run"
             )
-        return None
+        log.info("going on from %s, step %s", path, checkpoint["global_step"])
+        return path
 
-    def _existing_checkpoint(self, ckpt_path: str) -> tuple[str, dict[str, Any]]:
+    def _existing_checkpoint(self, ckpt_path: str, keys: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
         path = self.run_folder / CHECKPOINT if ckpt_path == "last" else Path(ckpt_path)
-        return str(path), load_checkpoint(path, self.model)
+        return str(path), load_checkpoint(path, self.model, keys)
 
-    def _export_checkpoint(self) -> None:
-        """Exports the averaged weights in the checkpoint: also where the fit was over already and did nothing."""
-        checkpoint = load_checkpoint(self.run_folder / CHECKPOINT, self.model)
+    def _export_checkpoint(self, resumed: str | None) -> None:
+        """Exports the averaged weights in the checkpoint; in the resumed one where that fit was over already."""
+        own = self.run_folder / CHECKPOINT
+        checkpoint = load_checkpoint(own if own.is_file() or resumed is None else resumed, self.model)
         self.model.load_state_dict(checkpoint["state_dict"])
         self.export(self.run_folder / cli.MODEL_FOLDER)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_the_saved_config_says_how_it_was_trained_and_repeats_it(tokenizer_run, 
     assert_equal(ours["state_dict"], theirs["state_dict"])
 
 
+def test_the_saved_config_of_a_resumed_run_repeats_it_from_the_start(tokenizer_run, tmp_path):
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    fit("tokenizer", run, "--ckpt_path=last", "--trainer.max_steps=5")
+    assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
+    train.train("tokenizer", ["fit", "--config", str(run / "config.yaml"), "--run", str(tmp_path / "again")])
+    assert checkpoint_of(tmp_path / "again")["global_step"] == 5
+
+
 def test_the_command_line_outdoes_the_config_and_its_precision_stays(tokenizer_run, tmp_path):
     config = ["--config", str(tokenizer_run / "config.yaml"), "--run", str(tmp_path / "run")]
     (other,) = {"32-true", "bf16-mixed"} - {cli.default_precision("cpu")}
@@ -129,6 +138,14 @@ def test_validate_measures_the_last_checkpoint(tokenizer_run, capsys):
     named = ["validate", f"--config={tokenizer_run / 'config.yaml'}", f"--ckpt_path={tokenizer_run / train.CHECKPOINT}"]
     assert train.train("tokenizer", named) == metrics
     assert files_in(tokenizer_run) == RUN_FILES | MODEL_FILES, "it writes nothing"
+
+
+def test_validate_needs_only_the_weights(tokenizer_run, tmp_path):
+    checkpoint = checkpoint_of(tokenizer_run)
+    kept = {name: checkpoint[name] for name in ("state_dict", "pytorch-lightning_version", "global_step")}
+    torch.save(kept, tmp_path / "weights.ckpt")
+    named = arguments("tokenizer", tmp_path / "run", f"--ckpt_path={tmp_path / 'weights.ckpt'}")
+    assert train.train("tokenizer", ["validate", *named]).keys() >= {"val/loss", "val/psnr"}
 
 
 def test_validate_of_a_prior(prior_run, extra):

@@ -54,6 +54,15 @@ def test_a_run_is_not_overwritten(fails, tokenizer_run):
     )
 
 
+def test_a_run_is_not_overwritten_from_another_checkpoint(fails, tokenizer_run, tmp_path):
+    other = shutil.copyfile(tokenizer_run / train.CHECKPOINT, tmp_path / "other.ckpt")
+    before = (tokenizer_run / train.CHECKPOINT).read_bytes()
+    said = fails("tokenizer", "fit", *arguments("tokenizer", tokenizer_run, f"--ckpt_path={other}"))
+    assert "holds a run already" in said
+    assert "other.ckpt is not its last checkpoint" in said
+    assert (tokenizer_run / train.CHECKPOINT).read_bytes() == before
+
+
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_nothing_to_go_on_with(fails, tmp_path, command):
     for ckpt_path in ("last", "nowhere.ckpt"):
@@ -71,6 +80,19 @@ def test_half_a_checkpoint(fails, tokenizer_run, tmp_path):
         assert "last.ckpt is damaged or no training checkpoint" in said
     torch.save([1, 2], path)
     assert "last.ckpt is damaged" in fails("tokenizer", "fit", *arguments("tokenizer", run, "--ckpt_path=last"))
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from(fails, tokenizer_run, tmp_path):
+    checkpoint = torch.load(tokenizer_run / train.CHECKPOINT, weights_only=True)
+    path = tmp_path / "weights.ckpt"
+    args = arguments("tokenizer", tmp_path / "run", f"--ckpt_path={path}")
+    torch.save({"state_dict": checkpoint["state_dict"]}, path)
+    said = fails("tokenizer", "fit", *args)
+    assert "weights but no pytorch-lightning_version, global_step, optimizer_states, loops: expected" in said
+    assert "weights but no pytorch-lightning_version, global_step: expected" in fails("tokenizer", "validate", *args)
+    del checkpoint["optimizer_states"]
+    torch.save(checkpoint, path)
+    assert "weights.ckpt holds weights but no optimizer_states: expected" in fails("tokenizer", "fit", *args)
 
 
 def test_a_checkpoint_of_another_model(fails, tokenizer_run):

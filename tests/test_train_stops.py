@@ -147,6 +147,14 @@ def test_a_run_that_is_over_is_exported_again(tokenizer_run, tmp_path, capsys):
     ).read_bytes()
 
 
+def test_a_checkpoint_that_is_at_the_end_already_is_exported_under_another_name(tokenizer_run, tmp_path):
+    run = fit("tokenizer", tmp_path / "new", f"--ckpt_path={tokenizer_run / train.CHECKPOINT}")
+    assert not (run / train.CHECKPOINT).exists(), "no step, nothing to save"
+    assert (run / "model" / "model.safetensors").read_bytes() == (
+        tokenizer_run / "model" / "model.safetensors"
+    ).read_bytes()
+
+
 def test_epochs_end_a_run_too(tmp_path):
     run = fit("tokenizer", tmp_path / "run", "--trainer.max_steps=-1", "--trainer.max_epochs=1")
     assert checkpoint_of(run)["global_step"] == STEPS_AN_EPOCH
