@@ -26,6 +26,10 @@ _FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")
 _TEXT_COLUMNS = ("text", "caption")
 
 
+class SplitError(ValueError):
+    """A split that is unknown or contradicts itself: to pass over it could train on what was to be held back."""
+
+
 class Row(NamedTuple):
     """One statement of a caption file."""
 
@@ -88,7 +92,7 @@ def _split(value: object, where: str) -> str | None:
         return None
     split = SPLITS.get(value.strip().lower()) if isinstance(value, str) else None
     if split is None:
-        raise ValueError(f"{where}: split is {value!r}, expected one of {', '.join(SPLITS)}, or nothing")
+        raise SplitError(f"{where}: split is {value!r}, expected one of {', '.join(SPLITS)}, or nothing")
     return split
 
 

@@ -18,7 +18,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from data.caption_tables import SPLITS, Row, is_absolute, read_text, same_form, table_rows
+from data.caption_tables import SPLITS, Row, SplitError, is_absolute, read_text, same_form, table_rows
 from data.coco import coco_rows, is_annotations
 from data.pictures import PICTURE_SUFFIXES
 from data.rejects import Reason, Reject
@@ -177,11 +177,11 @@ def _texts(rows: Iterable[Row]) -> list[str]:
 
 
 def _one_split(folder: Path, picture: str, rows: Iterable[Row]) -> str | None:
-    """ValueError where two rows put one picture into two splits: it would leak from one to the other."""
+    """SplitError where two rows put one picture into two splits: it would leak from one to the other."""
     where = {row.split: row.where for row in rows if row.split is not None}
     if len(where) > 1:
         claims = ", ".join(f"{split} ({row})" for split, row in where.items())
-        raise ValueError(f"{folder}: {picture} is put in several splits: {claims}; a picture belongs to one")
+        raise SplitError(f"{folder}: {picture} is put in several splits: {claims}; a picture belongs to one")
     return next(iter(where), None)
 
 

@@ -11,13 +11,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
 
-from data.caption_tables import SPLITS, is_unicode
+from data.caption_tables import SPLITS, SplitError, is_unicode
 from data.captions import LOOKED_FOR, Captions, read_captions
 from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, load_picture, read_file
 from data.rejects import Reason, Reject, Report
@@ -42,13 +44,16 @@ class FolderSource:
 
     Args:
         folder: the folder; linked subfolders are followed.
-        need_captions: rejects pictures without a caption; False also accepts a folder without any caption file.
+        need_captions: rejects pictures without a caption. Where it is False, only pictures count: a folder without
+            caption files will do, and caption files that are foreign or malformed, or name what is not there, are
+            noted, not rejected. Captions and splits are taken where they can be had.
         max_rejected: the largest fraction of rejected files that is put up with, in [0, 1].
         report: a JSON file that is given the full list of rejects, also where the source then refuses the folder.
 
     Raises:
         ValueError: no pictures, no known layout of captions, captions that name no file, malformed caption tables,
             or more than `max_rejected` of the files rejected; the message says what was looked for or which file.
+            An unknown or contradictory split is one also where captions are not needed.
     """
 
     def __init__(
@@ -63,9 +68,8 @@ class FolderSource:
             raise ValueError(f"max_rejected={max_rejected}, expected a fraction from 0 to 1 (0.05 is 5%)")
         self.folder = Path(folder).expanduser()
         pictures, others, rejects = _list_files(self.folder)
-        captions = read_captions(self.folder, pictures, others, need_text=need_captions)
-        if captions is None and need_captions:
-            raise ValueError(f"{self.folder}: {len(pictures):,} pictures, but no captions; looked for {LOOKED_FOR}")
+        read = _captions if need_captions else _captions_at_hand
+        captions, notes = read(self.folder, pictures, others)
         candidates, without = _candidates(pictures, captions, need_captions)
         self._digests, broken = _scan(self.folder, [sample.key for sample in candidates])
         self._samples = [sample for sample in candidates if sample.key in self._digests]
@@ -76,7 +80,7 @@ class FolderSource:
             splits=dict(Counter(sample.split for sample in self._samples if sample.split is not None)),
             rejects=(*rejects, *(captions.rejects if captions else ()), *without, *broken),
             doubled_captions=captions.doubled if captions else 0,
-            notes=(*(captions.notes if captions else ()), *_unread(others)),
+            notes=(*notes, *_unread(others)),
         )
         if report is not None:
             self.report.save(Path(report))
@@ -125,6 +129,30 @@ def _list_files(folder: Path) -> tuple[list[str], set[str], list[Reject]]:
     bad = {key for key in pictures if not is_unicode(key)}
     rejects = [Reject(key, Reason.BAD_NAME, "rename it") for key in sorted(bad)]
     return [key for key in pictures if key not in bad], set(keys).difference(pictures), rejects
+
+
+def _captions(folder: Path, pictures: Sequence[str], others: AbstractSet[str]) -> tuple[Captions, tuple[str, ...]]:
+    """Captions that are needed, and notes on them."""
+    captions = read_captions(folder, pictures, others, need_text=True)
+    if captions is None:
+        raise ValueError(f"{folder}: {len(pictures):,} pictures, but no captions; looked for {LOOKED_FOR}")
+    return captions, captions.notes
+
+
+def _captions_at_hand(
+    folder: Path, pictures: Sequence[str], others: AbstractSet[str]
+) -> tuple[Captions | None, tuple[str, ...]]:
+    """Captions and splits as far as they can be read, without rejects, and notes on what was passed over."""
+    try:
+        captions = read_captions(folder, pictures, others, need_text=False)
+    except SplitError:
+        raise
+    except ValueError as error:
+        return None, (f"no captions or splits read, and none needed: {error}",)
+    if captions is None or not captions.rejects:
+        return captions, captions.notes if captions else ()
+    passed_over = f"{len(captions.rejects):,} captions passed over, first {captions.rejects[0]}"
+    return replace(captions, rejects=()), (*captions.notes, passed_over)
 
 
 def _unread(others: Iterable[str]) -> list[str]:

@@ -258,6 +258,33 @@ def test_captions_are_kept_where_they_are_not_needed(tmp_path: Path) -> None:
     assert source.report.splits == {"val": 1}
 
 
+def test_where_captions_are_not_needed_only_pictures_count(tmp_path: Path) -> None:
+    folder_of(tmp_path, ["a.png", "b.png"], captions=False)
+    table = tmp_path / "metadata.csv"
+    table.write_text("id,label\n1,cat\n")
+    source = FolderSource(tmp_path, need_captions=False, max_rejected=0)
+    assert keys(source) == ["a.png", "b.png"]
+    assert source.report.notes[0].startswith("no captions or splits read, and none needed: ")
+    assert "no column file_name" in source.report.summary()
+    with pytest.raises(ValueError, match="no column file_name"):
+        FolderSource(tmp_path, need_captions=True)
+
+    table.write_text("file_name,split\na.png,val\ngone.png,train\n/b.png,train\n")
+    source = FolderSource(tmp_path, need_captions=False, max_rejected=0)
+    assert [(source.key(i), source.split(i)) for i in range(2)] == [("a.png", "val"), ("b.png", None)]
+    assert source.report.notes[0].startswith("2 captions passed over, first gone.png (caption without a picture")
+
+    table.write_text("file_name,split\na.png,holdout\n")  # what was to be held back would be trained on
+    with pytest.raises(ValueError, match="split is 'holdout'"):
+        FolderSource(tmp_path, need_captions=False)
+
+    table.unlink()
+    (tmp_path / "a.txt").write_bytes(b"\xff")
+    (tmp_path / "b.txt").write_text("bee")
+    source = FolderSource(tmp_path, need_captions=False, max_rejected=0)
+    assert [source.captions(i) for i in range(2)] == [(), ("bee",)]
+
+
 def test_split_of_the_table_else_of_the_first_folder(tmp_path: Path) -> None:
     names = ["Train/1.png", "dev/2.png", "test/x/3.png", "other/train/4.png", "train.png"]
     folder_of(tmp_path, names, captions=False)
