@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from data.text import BYTES
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
@@ -11,10 +13,10 @@ class Loading:
     Attributes:
         batch_size: samples a batch, per device.
         workers: processes that read, for training and for validation each; 0 reads in the main process.
-        seed: of the order, the augmentation, the choice of captions and BPE dropout.
+        seed: of the order, the augmentation, the choice of captions and BPE dropout; a signed 64-bit integer.
         val_fraction: of the samples without a split of their own, held back for validation by a hash of the key.
         val_count: validation uses at most so many samples, evenly spread over the split.
-        max_rejected: the largest fraction of a folder's files that may be unusable.
+        max_rejected: the largest fraction of a folder's files that may be unusable, in [0, 1].
         report: a JSON file that is given the list of a folder's unusable files.
     """
 
@@ -33,6 +35,10 @@ class Loading:
             raise ValueError(f"workers={self.workers}, expected 0 or more")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction={self.val_fraction}, expected a fraction from 0 to below 1")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected={self.max_rejected}, expected a fraction from 0 to 1 (0.05 is 5%)")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}, expected -2**63 to 2**63 - 1: it is mixed as 64 bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.text_len < 2:
             raise ValueError(f"text_len={self.text_len}, expected at least 2: BOS and one token")
+        if self.vocab_size < BYTES:
+            raise ValueError(f"vocab_size={self.vocab_size}, expected at least {BYTES}: one entry for each byte")
         if not 0 <= self.bpe_dropout <= 1:
             raise ValueError(f"bpe_dropout={self.bpe_dropout}, expected a probability from 0 to 1")
         if self.captions not in ("any", "first"):
