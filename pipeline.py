@@ -13,7 +13,7 @@ A bundle is a folder that holds all that sampling needs:
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -175,12 +175,27 @@ class TextToImage:
 
         Raises ValueError where there are no captions, `batch_size` is below 1 or a seed has more than 64 bits.
         """
+        return torch.cat(list(self.sample_batches(captions, seeds, config, batch_size, progress)))
+
+    @torch.inference_mode()
+    def sample_batches(
+        self,
+        captions: Sequence[str],
+        seeds: Sequence[int],
+        config: SamplingConfig,
+        batch_size: int = BATCH_SIZE,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """What `sample` gives, in pieces of at most `batch_size` pictures, each as soon as it is drawn.
+
+        Raises ValueError as `sample` does, when the first piece is asked for.
+        """
         if not captions:
             raise ValueError("no captions: expected at least one")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         text_tokens, all_seeds = self.text_tokens(captions), _int64(seeds)
-        total, pictures = len(captions) * self.prior.config.image_len, []
+        total = len(captions) * self.prior.config.image_len
         for start in range(0, len(captions), batch_size):
             chunk = slice(start, start + batch_size)
             indices = generate(
@@ -191,8 +206,7 @@ class TextToImage:
                 progress=_scaled(progress, start, len(text_tokens[chunk]), total) if progress else None,
             )
             # One at a time: convolutions over several pictures may round otherwise than over one.
-            pictures += [self.image_tokenizer.decode(picture[None]) for picture in indices]
-        return torch.cat(pictures)
+            yield torch.cat([self.image_tokenizer.decode(picture[None]) for picture in indices])
 
     def text_tokens(self, captions: Sequence[str]) -> Tensor:
         """(B, text_len - 1) int64 on the prior's device; captions that are too long lose their ends."""

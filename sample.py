@@ -6,9 +6,10 @@
 
 Captions are arguments, or lines of a file or of standard input (-); blank ones are passed over. Picture i of a caption
 is drawn with seed + i and is the same whatever else is drawn with it. In the output folder lie then the pictures, named
-CAPTION_SEED_SETTINGS_MODEL.png with the settings that are not the usual ones, a grid of them, and beside the grid a
-JSON file that lists them. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that
-another call has drawn there stay.
+CAPTION_SEED_SETTINGS_MODEL.png with the settings that are not the usual ones, a grid of them (of the first 256, where
+there are more), and beside the grid a JSON file that lists them. Pictures are written as they are drawn, grid and list
+at the end. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that another call has
+drawn there stay.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -70,13 +72,15 @@ def sample(args: Sequence[str]) -> None:
     _report_cut(pipeline, captions)
     options.out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(repeated) * pipeline.prior.config.image_len, unit=" codes", disable=None) as bar:
-        images = pipeline.sample(
+        batches = pipeline.sample_batches(
             repeated, seeds, config, options.batch_size, progress=lambda done, _: bar.update(done - bar.n)
         )
-    rows = zip(to_pil_images(images), repeated, seeds, strict=True)
-    samples = [Sample(*row, config, pipeline.fingerprint) for row in rows]
-    grid = write(samples, options.out)
-    print(f"{len(samples)} pictures of {len(captions)} captions in {options.out}, all on {grid}")
+        pictures = chain.from_iterable(map(to_pil_images, batches))
+        rows = zip(pictures, repeated, seeds, strict=True)
+        grid = write((Sample(*row, config, pipeline.fingerprint) for row in rows), options.out)
+    count = len(repeated)
+    shown = "all" if count <= GRID_PICTURES else f"the first {GRID_PICTURES}"
+    print(f"{count} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
 
 
 def main() -> None:
@@ -167,19 +171,21 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def write(samples: Sequence[Sample], folder: Path) -> Path:
-    """Writes each sample, a grid of them and, last, the JSON file that lists them; returns the grid's path."""
-    first = samples[0]
-    listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
-    content = {"model": first.model, "settings": asdict(first.config), "pictures": listed}
-    grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
+def write(samples: Iterable[Sample], folder: Path) -> Path:
+    """Writes each sample as it comes, at least one, then a grid of the first GRID_PICTURES and, last, the JSON file
+    that lists them all; returns the grid's path."""
+    listed: list[dict[str, str | int]] = []
+    groups: dict[str, list[Image.Image]] = {}
     for sample in samples:
         save_png(sample.picture, folder / sample.name, sample.metadata)
-    groups: dict[str, list[Image.Image]] = {}
-    for sample in samples[:GRID_PICTURES]:
-        groups.setdefault(sample.caption, []).append(sample.picture)
-    about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(asdict(first.config))}
-    save_png(captioned_grid(list(groups.items())), grid, about | {"model": first.model})
+        listed.append({"file": sample.name, "caption": sample.caption, "seed": sample.seed})
+        if len(listed) <= GRID_PICTURES:
+            groups.setdefault(sample.caption, []).append(sample.picture)
+    model, settings = sample.model, asdict(sample.config)  # of the last; all have the same
+    content = {"model": model, "settings": settings, "pictures": listed}
+    grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
+    about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(settings), "model": model}
+    save_png(captioned_grid(list(groups.items())), grid, about)
     manifest = grid.with_suffix(".json")
     beside = manifest.with_name(f".{manifest.name}.part")
     beside.write_text(json.dumps(content | {"grid": grid.name}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -83,6 +83,19 @@ def test_the_batch_size_changes_nothing(pipeline, settings):
         assert torch.equal(pipeline.sample(captions, seeds, config, batch_size=batch_size), whole)
 
 
+def test_batches_come_as_they_are_drawn(pipeline):
+    captions, seeds = repeat(["a red circle", "a blue star"], 4, seed=0)
+    done = []
+    batches = pipeline.sample_batches(
+        captions, seeds, SamplingConfig(), batch_size=3, progress=lambda *at: done.append(at)
+    )
+    first = next(batches)
+    assert done[-1] == (3 * 16, 8 * 16)
+    rest = list(batches)
+    assert [len(batch) for batch in (first, *rest)] == [3, 3, 2]
+    assert torch.equal(torch.cat([first, *rest]), pipeline.sample(captions, seeds, SamplingConfig()))
+
+
 def test_a_wide_decoder_rounds_alike_in_every_batch(pipeline, image_tokenizer_of):
     """Over several pictures at once, its convolutions add up in another order and differ in the last bit."""
     pipeline.image_tokenizer = image_tokenizer_of(n_hid=32, n_init=64, n_groups=4, image_size=32)

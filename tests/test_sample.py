@@ -10,6 +10,7 @@ from PIL import Image
 
 import cli
 import sample
+from vqvae.model import DiscreteVAE
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,6 +83,35 @@ def test_pictures_a_grid_and_a_list(draw, pipeline, capsys):
     said = capsys.readouterr()
     assert said.out.splitlines() == [f"6 pictures of 2 captions in {out}, all on {out / listed['grid']}"]
     assert said.err == "", "no bar where there is no terminal"
+
+
+def test_a_grid_of_the_first_pictures_says_so(draw, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "GRID_PICTURES", 2)
+    out = draw("a red circle", "a blue star", "--n", "2", "--batch_size", "1")
+    listed = manifest(out)
+    assert len(listed["pictures"]) == 4
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"the first 2 on {out / listed['grid']}")
+    with Image.open(out / listed["grid"]) as grid:
+        assert json.loads(grid.text["captions"]) == ["a red circle"]
+
+
+def test_pictures_are_written_as_they_are_drawn(draw, monkeypatch, tmp_path):
+    """What is drawn outlives a sampling that is cut short; the list, which says that all is there, is missing."""
+    decode, left = DiscreteVAE.decode, [None] * 3
+
+    def cut(self, indices):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return decode(self, indices)
+
+    monkeypatch.setattr(DiscreteVAE, "decode", cut)
+    with pytest.raises(KeyboardInterrupt):
+        draw("a red circle", "a blue star", "--n", "2", "--batch_size", "2")
+    assert [path.name.split("_")[:2] for path in sorted((tmp_path / "out").iterdir())] == [
+        ["a-red-circle", "seed0"],
+        ["a-red-circle", "seed1"],
+    ]
 
 
 def test_a_bar_in_a_terminal(draw, monkeypatch, capsys):
