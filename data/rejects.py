@@ -5,6 +5,7 @@ stands in this report.
 """
 
 import json
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,7 +71,12 @@ class Report:
         return "; ".join(parts)
 
     def save(self, path: Path) -> None:
-        """Writes the full list as JSON, beside `path` first, so that a reader never sees half of it."""
+        """Writes the full list as JSON, beside `path` first, so that a reader never sees half of it.
+
+        Raises ValueError where `path` is a folder.
+        """
+        if path.is_dir():
+            raise ValueError(f"report {path} is a folder, expected a file to write")
         record = {
             "folder": str(self.folder),
             "captions_from": self.captions_from,
@@ -83,10 +89,14 @@ class Report:
             "rejects": [reject._asdict() for reject in self.rejects],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".tmp")
         # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
-        beside.write_bytes(json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-        beside.replace(path)
+        content = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # each device may write the same report
+        try:
+            beside.write_bytes(content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def enforce(self, max_rejected: float) -> None:
         """ValueError where more than `max_rejected` (in [0, 1]) of the files were rejected, or nothing is left."""

@@ -420,12 +420,19 @@ def test_report_leaves_the_old_file_whole_when_writing_fails(tmp_path: Path, mon
     report = Report(folder=tmp_path, captions_from="", kept=1, splits={}, rejects=(reject,), doubled_captions=0)
 
     def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(Path, "write_bytes", full)
         report.save(path)
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
     report.save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="is a folder, expected a file"):
+        report.save(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
     assert json.loads(path.read_text())["rejects"] == [{"file": "a.png", "reason": "broken picture", "detail": "cut"}]
     assert report.fraction == 0.5
