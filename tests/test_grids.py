@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from PIL import Image, ImageFont
 
@@ -96,8 +98,10 @@ def test_metadata_survives_and_nothing_is_left_beside(tmp_path):
 def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     save_png(solid("red"), path)
+    whole = path.read_bytes()
 
-    def fail(*args, **kwargs):
+    def fail(picture, file, **options):
+        Path(file).write_bytes(whole[: len(whole) // 2])
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)

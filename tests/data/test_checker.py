@@ -64,13 +64,14 @@ def test_reconstructions_are_read(worsen):
 
 
 def test_every_combination_is_read():
-    """One object of every colour and shape in every size, of which random pictures hold only a part."""
-    config = ShapesConfig(max_objects=1, held_out="include", count=2000)
+    """One object of every colour and shape in every size, of which a few hundred pictures hold only a part."""
+    config = ShapesConfig(max_objects=1, held_out="include", count=3000)
     firsts = {}
-    for index in range(400):
+    for index in range(3000):
         drawing = draw(config, index)
-        firsts.setdefault((drawing.scene.items[0].shape, drawing.scene.items[0].size), drawing)
-    assert len(firsts) == len(SHAPES) * len(SIZES)
+        item = drawing.scene.items[0]
+        firsts.setdefault((item.colour, item.shape, item.size), drawing)
+    assert len(firsts) == len(COLOURS) * len(SHAPES) * len(SIZES)
     assert all(check(drawing.image, drawing.scene).correct for drawing in firsts.values())
 
 

@@ -41,8 +41,14 @@ def test_a_key_stays_on_its_side_when_the_set_or_the_fraction_grows():
     small = {key for key in keys if is_validation(key, 0.05)}
     large = {key for key in keys if is_validation(key, 0.2)}
     assert small < large < set(keys)
-    assert is_validation("shapes-000015", 0.02) == is_validation("shapes-000015", 0.02)
     assert all(is_validation(key, 1.0) for key in keys) and not any(is_validation(key, 0.0) for key in keys)
+
+
+def test_which_keys_validate_is_pinned():
+    """A change of these would train on what older runs held back."""
+    assert [i for i in range(60) if is_validation(f"{i}.png", 0.1)] == [0, 3, 18, 29, 31, 32, 39, 51, 57]
+    assert [i for i in range(100) if is_validation(f"shapes-{i:06}", 0.02)] == [28, 94]
+    assert is_validation("café/1.jpg", 0.4117) and not is_validation("café/1.jpg", 0.4116)
 
 
 def test_spread_is_even_and_in_order():
