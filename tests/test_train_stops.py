@@ -97,18 +97,23 @@ def test_ctrl_c_in_the_validation_after_the_last_step_is_too_late(tmp_path, ctrl
     assert files_in(run) > RUN_FILES | MODEL_FILES, "the picture too"
 
 
-@pytest.mark.parametrize(
-    ("stop", "validate"), [(6, []), (5, ["--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=4"])]
-)
-@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")
-def test_a_step_size_that_follows_the_validations_survives_a_resume(stop, validate, tmp_path, extra, ctrl_c_at):
-    """The epoch ends after the resume, its validation was before."""
-    plateau = [*extra["prior"], "--trainer.max_steps=8", "--model.optim.decay=plateau", *validate]
-    ctrl_c_at(stop)
-    with pytest.raises(KeyboardInterrupt):
-        fit("prior", tmp_path / "run", *plateau)
-    fit("prior", tmp_path / "run", *plateau, "--ckpt_path=last")
-    assert checkpoint_of(tmp_path / "run")["global_step"] == 8
+@pytest.mark.parametrize(("stop", "during"), [(5, "training_step"), (6, "validation_step")])
+def test_a_step_size_that_follows_the_validations_survives_a_resume(
+    stop, during, tmp_path, extra, ctrl_c_at, monkeypatch
+):
+    """Within an epoch and within a validation, which counts once."""
+    decay = ["--model.optim.decay=plateau", "--model.optim.patience=0"]
+    steps = [*extra["prior"], "--trainer.max_steps=14", "--trainer.precision=32-true", *decay, *EACH_3]
+    whole = fit("prior", tmp_path / "whole", *steps)
+    with monkeypatch.context():
+        ctrl_c_at(stop, during=during)
+        with pytest.raises(KeyboardInterrupt):
+            fit("prior", tmp_path / "parts", *steps)
+    monkeypatch.undo()
+    parts = fit("prior", tmp_path / "parts", *steps, "--ckpt_path=last")
+    assert checkpoint_of(whole)["lr_schedulers"][0]["last_epoch"] == 4, "validations after steps 3, 6, 9, 12"
+    for part in PARTS:
+        assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_a_model(tmp_path, ctrl_c_at, capsys, caplog):
@@ -186,6 +191,6 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_loses_nothing(tmp_path
     said, _ = script.communicate(timeout=60)
     assert script.returncode == 130, said
     assert "Traceback" not in said
-    assert said.count("stopping after this step") == 1
+    assert said.count("stopping after this ") == 1
     assert load_config(run / "model")["codebook_size"] == 16
     assert checkpoint_of(run)["global_step"] >= STEPS_AN_EPOCH

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
 from transformer.config import PriorConfig
 from transformer.embeddings import null_captions
@@ -40,7 +40,7 @@ class OptimConfig:
     shrink for no reason."""
     warmup_steps: int = 5000
     decay: Literal["cosine", "plateau", "none"] = "plateau"
-    """"plateau" halves the step size where val/loss has not fallen for `patience` epochs."""
+    """"plateau" halves the step size where val/loss has not fallen for `patience` validations and the one after."""
     total_steps: int | None = None
     """Where the cosine ends; None: with the Trainer's last update."""
     min_ratio: float = 0.1
@@ -145,6 +145,7 @@ class PriorSystem(pl.LightningModule):
         self.prior = Prior(prior)
         self.optim, self.caption_dropout, self.seed = optim, caption_dropout, seed
         self.throughput = Throughput()
+        self._plateau: ReduceLROnPlateau | None = None
         if compile:
             self.prior.compile()
 
@@ -170,6 +171,16 @@ class PriorSystem(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.throughput.restart()
+
+    def on_validation_epoch_end(self) -> None:
+        if self._plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._plateau.step(self.trainer.callback_metrics["val/loss"])
+
+    def lr_scheduler_step(self, scheduler: LRScheduler | ReduceLROnPlateau, metric: Any | None) -> None:
+        """All but the plateau, which each validation steps: Lightning does so once an epoch, and never in the one in
+        which a run is resumed."""
+        if scheduler is not self._plateau:
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_end(self) -> None:
         self.throughput.restart()
@@ -211,9 +222,8 @@ class PriorSystem(pl.LightningModule):
 
     def _warmup_and_plateau(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """Both change the step size by factors on what it is, so neither undoes the other; a LambdaLR would."""
-        plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=self.optim.patience)
-        # Not strict: an epoch may end without a validation (they are further apart, or Ctrl-C ended the run).
-        schedulers = [{"scheduler": plateau, "interval": "epoch", "monitor": "val/loss", "strict": False}]
+        self._plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=self.optim.patience)
+        schedulers = [{"scheduler": self._plateau, "reduce_on_plateau": False}]  # Lightning only saves and loads it
         if self.optim.warmup_steps > 1:
             steps = self.optim.warmup_steps
             warmup = LinearLR(optimizer, start_factor=1 / steps, total_iters=steps - 1)

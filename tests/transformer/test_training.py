@@ -132,6 +132,42 @@ def test_plateau_halves_after_the_warmup(make_config, fit):
     assert sizes.seen[8:] == pytest.approx([0.5] * 4 + [0.25] * 4)
 
 
+def test_plateau_looks_at_each_validation(make_config, fit):
+    """Two in an epoch of four steps; the sanity check before the first step is none."""
+    sizes = StepSizes()
+    system = Stuck(make_config(), optim(lr=1.0, decay="plateau", patience=0, warmup_steps=0))
+    fit(system, max_steps=8, val_check_interval=2, num_sanity_val_steps=1, callbacks=[sizes])
+    assert sizes.seen == pytest.approx([1.0] * 4 + [0.5] * 2 + [0.25] * 2)
+
+
+def test_plateau_looks_at_the_mean_over_a_validation(make_config, fit):
+    class Uneven(PriorSystem):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", float(batch_idx), batch_size=1)
+
+    system = Uneven(make_config(), optim(decay="plateau"))
+    fit(system, max_epochs=1)
+    assert system.lr_schedulers()[0].best == pytest.approx((0 + 1 + 2 + 3) / 4)
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_resumed_plateau_run_equals_one_that_was_not_interrupted(make_config, fit, tmp_path, stop):
+    def system() -> PriorSystem:
+        torch.manual_seed(0)
+        return Stuck(make_config(), optim(decay="plateau", patience=0, warmup_steps=2))
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *batch):
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "stop.ckpt")
+
+    whole, resumed = StepSizes(), StepSizes()
+    fit(system(), max_epochs=4, callbacks=[whole, Save()])
+    fit(system(), ckpt_path=tmp_path / "stop.ckpt", max_epochs=4, callbacks=[resumed])
+    assert whole.seen[-1] < max(whole.seen) / 2, "it is to be halved, or the test shows nothing"
+    assert resumed.seen == whole.seen[stop:]
+
+
 def test_a_run_without_end_has_no_cosine(make_config, fit):
     with pytest.raises(ValueError, match="the run has no end"):
         fit(PriorSystem(make_config(), optim()), max_epochs=-1)
