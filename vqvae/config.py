@@ -1,13 +1,13 @@
-"""Sizes of a discrete VAE, and the named ones."""
+"""Sizes of a discrete VAE. The named ones are the files in configs/tokenizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVAEConfig:
-    """What a discrete VAE is built from.
+    """What a discrete VAE is built from; the defaults are the paper's.
 
     Attributes:
         image_size: side of the pictures in pixels, a multiple of the downsample factor.
@@ -58,18 +58,3 @@ class DiscreteVAEConfig:
     @property
     def residual_gain(self) -> float:
         return self.post_gain if self.post_gain is not None else (self.n_groups * self.n_blk_per_group) ** -2
-
-
-PRESETS: dict[str, DiscreteVAEConfig] = {
-    "openai": DiscreteVAEConfig(),
-    "base": DiscreteVAEConfig(n_hid=128),
-    "small": DiscreteVAEConfig(image_size=128, n_hid=64, codebook_size=4096),
-    "tiny": DiscreteVAEConfig(image_size=64, n_hid=32, n_init=64, n_blk_per_group=1, codebook_size=1024),
-}
-
-
-def preset(name: str, **overrides: Any) -> DiscreteVAEConfig:
-    """A named configuration with some fields replaced. Raises ValueError for an unknown name."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown tokenizer preset {name!r}, expected one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **overrides)

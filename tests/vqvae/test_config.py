@@ -1,6 +1,6 @@
 import pytest
 
-from vqvae.config import PRESETS, DiscreteVAEConfig, preset
+from vqvae.config import DiscreteVAEConfig
 
 
 def test_papers_sizes_are_the_default():
@@ -9,7 +9,6 @@ def test_papers_sizes_are_the_default():
     assert (config.image_size, config.codebook_size, config.quantizer) == (256, 8192, "gumbel")
     assert (config.downsample_factor, config.grid_size) == (8, (32, 32))
     assert config.residual_gain == 1 / 64
-    assert preset("openai") == config
 
 
 def test_gain_follows_the_number_of_layers():
@@ -20,18 +19,6 @@ def test_gain_follows_the_number_of_layers():
 def test_grid_follows_the_groups():
     assert DiscreteVAEConfig(image_size=48, n_groups=3).grid_size == (12, 12)
     assert DiscreteVAEConfig(image_size=7, n_groups=1).grid_size == (7, 7)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_can_be_changed(name):
-    config = preset(name, codebook_size=77, quantizer="vq")
-    assert (config.codebook_size, config.quantizer) == (77, "vq")
-    assert config.n_hid == PRESETS[name].n_hid
-
-
-def test_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="unknown tokenizer preset 'huge', expected one of openai, base, small, tiny"):
-        preset("huge")
 
 
 @pytest.mark.parametrize(

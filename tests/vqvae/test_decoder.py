@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from vqvae.config import preset
+from vqvae.config import DiscreteVAEConfig
 from vqvae.decoder import Decoder
 
 
@@ -24,9 +24,9 @@ def released_shapes() -> dict[str, tuple[int, ...]]:
     return shapes | {key[:-1] + "b": shape[:1] for key, shape in shapes.items()}
 
 
-def test_openai_preset_is_the_released_one():
+def test_the_papers_sizes_are_the_released_ones():
     with torch.device("meta"):
-        decoder = Decoder(preset("openai"), 8192)
+        decoder = Decoder(DiscreteVAEConfig(), 8192)
         maps = decoder(torch.zeros(1, 8192, 32, 32))
     ours = {key.replace("weight", "w").replace("bias", "b"): tuple(t.shape) for key, t in decoder.state_dict().items()}
     assert ours == released_shapes()

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from vqvae.config import preset
+from vqvae.config import DiscreteVAEConfig
 from vqvae.encoder import Encoder
 
 
@@ -24,9 +24,9 @@ def released_shapes() -> dict[str, tuple[int, ...]]:
     return shapes | {key[:-1] + "b": shape[:1] for key, shape in shapes.items()}
 
 
-def test_openai_preset_is_the_released_one():
+def test_the_papers_sizes_are_the_released_ones():
     with torch.device("meta"):
-        encoder = Encoder(preset("openai"), 8192)
+        encoder = Encoder(DiscreteVAEConfig(), 8192)
         logits = encoder(torch.zeros(1, 3, 256, 256))
     ours = {key.replace("weight", "w").replace("bias", "b"): tuple(t.shape) for key, t in encoder.state_dict().items()}
     assert ours == released_shapes()
