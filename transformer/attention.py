@@ -1,6 +1,7 @@
 """Multi-head self-attention, over the whole sequence at once or over a cache.
 
-The projection is packed and q, k and v stay strided views of it: the kernels read any strides, so nothing is copied.
+The projection is packed and q, k and v are strided views of it. The kernels take any strides; the structured one merges
+batch and heads of longer sequences, which copies what is strided (kernels/structured.py).
 QK-norm (after https://arxiv.org/abs/2302.05442) bounds the scores, which keeps bf16 stable: a LayerNorm of each head
 without bias, which CPUs have as one operation where an RMSNorm is many.
 

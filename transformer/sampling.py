@@ -22,6 +22,8 @@ from transformer.embeddings import PAD, null_captions
 from transformer.model import Prior
 from transformer.noise import exponential_noise
 
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -119,7 +121,10 @@ def choose_token(logits: Tensor, seeds: Tensor, index: int, config: SamplingConf
         logits = guide(*logits.chunk(2), config.guidance_scale)
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    return sample_token(warp_logits(logits, config), exponential_noise(seeds, index, logits.shape[-1]))
+    device = logits.device
+    if device.type in WITHOUT_FLOAT64:  # in which the noise is made and the race is run
+        logits, seeds = logits.cpu(), seeds.cpu()
+    return sample_token(warp_logits(logits, config), exponential_noise(seeds, index, logits.shape[-1])).to(device)
 
 
 @torch.no_grad()

@@ -2,7 +2,10 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from transformer import sampling
 from transformer.cache import KVCache
 from transformer.embeddings import null_captions
 from transformer.noise import exponential_noise
@@ -92,6 +95,30 @@ def test_guided_tokens_are_drawn_from_the_guided_full_forward_pass(make_prior, m
     cond = prior(text_tokens, tokens).image_logits
     null = prior(null_captions(3, 6), tokens).image_logits
     assert torch.equal((null + 2.5 * (cond - null)).argmax(dim=-1), tokens.flatten(1))
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Refuses float64 on all devices but the CPU, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type != "cpu" and result.dtype == torch.float64:
+            raise TypeError(f"float64 on {result.device}")
+        return result
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.0, "top_k": 3, "top_p": 0.9}])
+def test_devices_without_float64_draw_on_the_cpu(monkeypatch, settings):
+    """On a made-up device; MPS itself is there on Apple's computers only."""
+    config = SamplingConfig(**settings)
+    with FakeTensorMode(), _NoFloat64():
+        logits = torch.zeros(4 if config.guided else 2, 8, device="cuda")
+        seeds = torch.zeros(2, dtype=torch.int64, device="cuda")
+        with pytest.raises(TypeError, match="float64 on cuda"):
+            choose_token(logits, seeds, 3, config)
+        monkeypatch.setattr(sampling, "WITHOUT_FLOAT64", (*sampling.WITHOUT_FLOAT64, "cuda"))
+        token = choose_token(logits, seeds, 3, config)
+    assert (token.shape, token.dtype, token.device.type) == ((2,), torch.int64, "cuda")
 
 
 @BLOCKS
