@@ -1,7 +1,11 @@
 """Who may import whom, read off the source files; the same reader is then shown trees that break each rule."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,6 +131,22 @@ def test_what_is_installed_imports_only_what_is_installed():
     installed = {room(each.importer) for each in imports_of(ROOT)} & set(LIBRARY)
     outside = OURS - installed
     assert [each for each in imports_of(ROOT) if room(each.importer) in installed and room(each.name) in outside] == []
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["prepare"]]
+    declared = {distribution(re.split(r"[^\w-]", line)[0]) for line in lines}
+    imported = {room(each.name) for each in imports_of(ROOT)} - OURS - sys.stdlib_module_names
+    of = packages_distributions()
+    used = {name: {distribution(each) for each in of.get(name, [name])} for name in imported}
+    assert [name for name in sorted(imported) if not used[name] & declared] == []
+    unseen = declared - set().union(*used.values())
+    assert unseen <= {"tensorboard", "triton"}, "those two are for Lightning's logger and for torch.compile"
+
+
+def distribution(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 @pytest.mark.parametrize(
