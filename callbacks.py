@@ -128,8 +128,8 @@ class RunCheckpoint(Checkpoint):
         self._step_ended = trainer.global_step != self._step
         self._step = trainer.global_step
         self._over = self._stops(trainer) or after_last_step(trainer)
-        due = _any_device(trainer, time.monotonic() - self._saved_at >= 60 * self.minutes)
-        if self._over or (due and self._step_ended):
+        due = self._step_ended and _any_device(trainer, time.monotonic() - self._saved_at >= 60 * self.minutes)
+        if self._over or due:
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -148,7 +148,7 @@ class RunCheckpoint(Checkpoint):
 
     def _stops(self, trainer: pl.Trainer) -> bool:
         """Whether the fit ends here. In the middle of a step it does not: the wish waits until the step's end."""
-        if _any_device(trainer, self._pressed):
+        if self._step_ended and _any_device(trainer, self._pressed):
             self.interrupted = trainer.should_stop = True
             trainer.limit_val_batches = 0
         self._stop = self._stop or trainer.should_stop
