@@ -1,5 +1,6 @@
 """How mistakes end a script, what a path stands for, and the precision that a processor is trusted with."""
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -118,6 +119,23 @@ def test_a_script_ends_so(tmp_path):
 
 
 # ---- model folders
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    """glibc takes both limits; other libraries and systems are left alone."""
+    glibc = getattr(ctypes.CDLL(None), "mallopt", lambda *setting: 1)
+    answers = []
+    library = SimpleNamespace(mallopt=lambda *setting: answers.append(glibc(*setting)))
+    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(cli.sys, "platform", "linux")
+    cli.keep_freed_memory()
+    assert answers == [1, 1]
+    monkeypatch.setattr(cli.sys, "platform", "darwin")
+    cli.keep_freed_memory()
+    monkeypatch.setattr(cli.sys, "platform", "linux")
+    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: object())
+    cli.keep_freed_memory()
+    assert len(answers) == 2
 
 
 def test_a_model_and_its_run_stand_for_the_model(tmp_path):

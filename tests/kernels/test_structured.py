@@ -29,8 +29,8 @@ pattern_strategy = st.builds(
 
 @pytest.fixture(autouse=True, scope="module")
 def always_tiled():
-    """Small sequences too go through the tiles; `test_single_tile` restores the short cut."""
-    with mock.patch.object(structured, "MAX_SINGLE_TILE", 0):
+    """Small sequences too go through the tiles; the tests of the short cuts restore them."""
+    with mock.patch.multiple(structured, MAX_SINGLE_TILE=0, MAX_WRITTEN_OUT=0):
         yield
 
 
@@ -131,7 +131,7 @@ def test_short_sequences_in_half_precision(kind, wrap, dtype, lengths):
     pattern = Pattern(kind, 20, 9, 12, 5, wrap)
     prefix_lengths = None if lengths is None else torch.tensor(lengths)
     with (
-        mock.patch.object(structured, "MAX_SINGLE_TILE", pattern.seq_len),
+        mock.patch.object(structured, "MAX_WRITTEN_OUT", pattern.seq_len),
         mock.patch.object(structured, "_written_out", wraps=structured._written_out) as written_out,
     ):
         assert_as_exact_as_masked_sdpa(packed(pattern, 2, 2, 16, dtype=dtype), pattern, prefix_lengths)
@@ -143,7 +143,7 @@ def test_short_sequences_in_half_precision_without_gradients_stay_fused():
     q, k, v = unpack(packed(pattern, 1, 2, 4, dtype=torch.bfloat16))
     with (
         torch.no_grad(),
-        mock.patch.object(structured, "MAX_SINGLE_TILE", pattern.seq_len),
+        mock.patch.multiple(structured, MAX_SINGLE_TILE=pattern.seq_len, MAX_WRITTEN_OUT=pattern.seq_len),
         mock.patch.object(structured, "_written_out") as written_out,
     ):
         attention_structured(q, k, v, pattern)
