@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benchmarks/...`
 
@@ -35,7 +34,7 @@ from transformer.config import BLOCKS, PRESETS, PriorConfig
 from transformer.losses import PriorLoss, prior_loss
 from transformer.model import Prior
 from transformer.schedules import cosine_factor
-from transformer.training import drop_captions, parameter_groups, step_generator
+from transformer.training import OptimConfig, drop_captions, make_optimizer, step_generator
 
 Batch = dict[str, Any]
 BETAS, WEIGHT_DECAY, CLIP_NORM, CAPTION_DROPOUT = (0.9, 0.96), 4.5e-2, 1.0, 0.1
@@ -48,8 +47,10 @@ class Contestant:
     def __init__(self, config: PriorConfig, data: PriorData, args: Namespace) -> None:
         torch.manual_seed(args.seed)
         self.prior = Prior(config).to(args.device)
-        self.optimizer = AdamW(parameter_groups(self.prior, WEIGHT_DECAY), lr=args.lr, betas=BETAS, fused=True)
-        self.device, self.seed, self.lr, self.budget = args.device, args.seed, args.lr, 60 * args.minutes
+        optim = OptimConfig(lr=args.lr, muon_lr=args.muon_lr, betas=BETAS, weight_decay=WEIGHT_DECAY)
+        self.optimizer = make_optimizer(self.prior, optim)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.device, self.seed, self.budget = args.device, args.seed, 60 * args.minutes
         self.autocast = cli.default_precision(args.device) == "bf16-mixed"
         self.batches, self.validation = endless(data), data.val_dataloader()
         self.seconds, self.steps = 0.0, 0
@@ -70,8 +71,8 @@ class Contestant:
     def _step(self, text_tokens: Tensor, image_tokens: Tensor) -> None:
         share = round(1000 * self.seconds / self.budget)
         factor = cosine_factor(share, warmup_steps=round(1000 * WARMUP_SHARE), total_steps=1000, min_ratio=MIN_RATIO)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
         text_tokens = drop_captions(text_tokens, CAPTION_DROPOUT, step_generator(self.seed, self.steps))
         self.optimizer.zero_grad()
         self._loss(text_tokens, image_tokens).total.backward()
@@ -123,6 +124,7 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--slice", type=float, default=20, help="seconds of a turn")
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak step size")
+    parser.add_argument("--muon-lr", type=float, help="peak step size of Muon on the blocks' matrices; without: AdamW")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--text-len", type=int, default=24)
     parser.add_argument("--vocab-size", type=int, default=512, help="of the text tokenizer, at most")
