@@ -58,7 +58,8 @@ PRIOR_STEPS, PRIOR_SECONDS = 3500, 330
 VALIDATIONS = 4  # in each training
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.Parser(prog="python demo.py", description=__doc__.splitlines()[0]).parse_args(argv)  # there is nothing to set
     be_quiet()
     if REPORT.is_file():
         print(f"The demo has been run. {where_it_lies()}\nTo run it again: rm -r {RUN} && make demo")
@@ -66,7 +67,7 @@ def main() -> None:
     begin()
     figures: dict[str, Any] = {}
 
-    headline(1, "training a tokenizer: pictures of 40x40 pixels become 10x10 codes out of 512, and pictures again")
+    headline(1, "training a tokenizer: pictures of 40x40 pixels become 10x10 codes out of 1024, and pictures again")
     figures["tokenizer"] = timed("tokenizer", train_tokenizer)
     headline(2, f"encoding {len(ShapesSource(DRAWINGS)):,} captioned drawings")
     timed("codes", encode_drawings)

@@ -24,7 +24,7 @@ def small(monkeypatch, tmp_path):
 
 
 def test_everything_is_there_and_a_second_call_says_so(small, capsys):
-    demo.main()
+    demo.main([])
     told = capsys.readouterr().out
     report = json.loads(demo.REPORT.read_text())
     assert report["tokenizer"]["steps"] == report["prior"]["steps"] == 4
@@ -41,10 +41,19 @@ def test_everything_is_there_and_a_second_call_says_so(small, capsys):
         assert words in told
 
     written = demo.REPORT.stat().st_mtime_ns
-    demo.main()
+    demo.main([])
     told = capsys.readouterr().out
     assert "rm -r" in told and "has been run" in told
     assert demo.REPORT.stat().st_mtime_ns == written
+
+
+def test_asking_for_help_trains_nothing(small, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        demo.main(["--help"])
+    assert "whole path" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--steps"):
+        demo.main(["--steps", "9"])
+    assert not demo.RUN.exists()
 
 
 def test_what_is_there_is_not_made_again(small, monkeypatch, capsys):
@@ -54,11 +63,11 @@ def test_what_is_there_is_not_made_again(small, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr(demo, "train_prior", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            demo.main()
+            demo.main([])
     assert not demo.REPORT.exists()
     kept = {path: path.stat().st_mtime_ns for path in [*demo.TOKENIZER.rglob("*"), *demo.CODES.rglob("*")]}
     took = json.loads(demo.SECONDS.read_text())["tokenizer"]
-    demo.main()
+    demo.main([])
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     seconds = json.loads(demo.REPORT.read_text())["seconds"]
     assert seconds["tokenizer"] >= round(took, 1) > 0
