@@ -90,6 +90,9 @@ class RunCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         if trainer.precision is None:
             trainer.precision = cli.default_precision(trainer.accelerator)
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
+            trainer.val_check_interval = batches  # a short run is validated once, at its end
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init[self.subcommand]

@@ -71,6 +71,8 @@ def read_captions(
         by_file = {name: coco_rows(folder, name, pictures) for name in annotations}
         used, notes = _present(by_file, set(pictures))
         rows = [row for name in used for row in by_file[name]]
+        if len({row.split for row in rows}) == 1:  # one part of COCO alone is no split: it holds its own validation
+            rows = [row._replace(split=None) for row in rows]
         return _join(folder, pictures, rows, origin=" and ".join(used), notes=notes)
     return None
 

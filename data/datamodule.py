@@ -67,7 +67,7 @@ class CaptionedData(pl.LightningDataModule):
         if not val:
             raise ValueError(
                 f"no validation samples among {len(self.source)} (val_fraction={self.loading.val_fraction}): raise "
-                "val_fraction, or mark rows with 'val' in a column named split"
+                "data.loading.val_fraction, or mark rows with 'val' in a column named split"
             )
         self.train_indices = torch.tensor(train, dtype=torch.int64)
         self.val_indices = spread(val, self.loading.val_count)
@@ -89,7 +89,7 @@ class CaptionedData(pl.LightningDataModule):
         if len(order) == 0:
             raise ValueError(
                 f"{len(self.train_indices)} training samples do not fill one batch of {order.global_batch_size} over "
-                "all devices: lower batch_size"
+                "all devices: lower data.loading.batch_size"
             )
         self._train_loader = self._loader(order, training=True, progress=self._progress if self.trainer else None)
         if self._resume is not None:

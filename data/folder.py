@@ -116,7 +116,7 @@ def _list_files(folder: Path) -> tuple[list[str], set[str], list[Reject]]:
     """Pictures in order, the other files, and pictures whose names no text file could hold."""
     if not folder.is_dir():
         raise ValueError(
-            f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; expected one of pictures"
+            f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; expected a folder of pictures"
         )
     keys = sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
     pictures = [key for key in keys if PurePosixPath(key).suffix.lower() in PICTURE_SUFFIXES]

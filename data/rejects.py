@@ -104,13 +104,13 @@ class Report:
             return
         total = self.kept + len(self.rejects)
         remedy = (
-            f"mend them, or allow more with max_rejected={min(1.0, self.fraction + 0.01):.2f}"
+            f"mend them or set max_rejected={min(1.0, self.fraction + 0.01):.2f}"
             if self.kept
             else "nothing is left to train on"
         )
         raise ValueError(
             f"{self.folder}: {len(self.rejects):,} of {total:,} files rejected ({self.fraction:.1%}; max_rejected="
-            f"{max_rejected} allows {max_rejected:.1%}): {_listed(self.counts)}. {self._first()}; {remedy}"
+            f"{max_rejected} allows {max_rejected:.1%}); {remedy}: {_listed(self.counts)}. {self._first()}"
         )
 
     def _first(self) -> str:

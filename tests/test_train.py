@@ -121,6 +121,14 @@ def test_pictures_of_the_training(kind, name, tmp_path, extra):
     assert drawn == [f"{name}-0000006.png", f"{name}-0000012.png"], "the first, and after the last step"
 
 
+def test_a_run_shorter_than_the_interval_is_validated_at_its_end(tmp_path):
+    interval = ("--trainer.val_check_interval=500", "--trainer.check_val_every_n_epoch=null")
+    run = tmp_path / "run"
+    metrics = train.train("tokenizer", ["fit", *arguments("tokenizer", run, "--trainer.max_steps=8", *interval)])
+    assert "val/psnr" in metrics
+    assert [path.name for path in (run / "pictures").iterdir()] == ["reconstructions-0000008.png"]
+
+
 def test_a_trial_run_leaves_nothing(tmp_path):
     fit("tokenizer", tmp_path / "run", "--trainer.fast_dev_run=true")
     assert not (tmp_path / "run").exists()

@@ -367,6 +367,14 @@ def test_coco_in_the_folder_itself_and_without_a_split(tmp_path: Path) -> None:
     assert captions.splits == {}
 
 
+def test_one_part_of_coco_is_no_split(tmp_path: Path) -> None:
+    """All in "train" would leave nothing to validate on."""
+    files = {"annotations/captions_train2017.json": coco([(1, "a.png"), (2, "c.JPG")], [(1, "cat"), (2, "cow")])}
+    captions = read(tmp_path, files)
+    assert captions.by_picture == {"a.png": ("cat",), "sub/c.JPG": ("cow",)}
+    assert captions.splits == {}
+
+
 def test_coco_in_other_spellings_of_a_path(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
     files = {

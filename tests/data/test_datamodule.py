@@ -282,7 +282,9 @@ def test_too_few_samples():
     data.setup()
     with pytest.raises(ValueError, match="3 training samples do not fill one batch of 4"):
         data.train_dataloader()
-    with pytest.raises(ValueError, match=r"no validation samples among 7 \(val_fraction=0\.02\): raise val_fraction"):
+    with pytest.raises(
+        ValueError, match=r"no validation samples among 7 \(val_fraction=0\.02\): raise data\.loading\.val_fraction"
+    ):
         tokenizer_data(Fake(7, val=0)).setup()
     data = tokenizer_data(Fake(7, val=7))
     data.setup()
