@@ -284,7 +284,8 @@ def in_plain_words(figures: dict[str, Any], seconds: float) -> str:
         row("true drawings after the tokenizer, unseen pairs", recons["held_out"]),
         "The last two rows are the ceiling: what the tokenizer loses, no prior can draw.",
         "\nNext, pictures for captions of your own:",
-        f'  {sys.executable} sample.py "a large red star" --model {PRIOR} --n 4',
+        f'  {sys.executable} sample.py "a large red star" --model {PRIOR} --n 4'
+        f" --guidance_scale {SAMPLING.guidance_scale} --top_p {SAMPLING.top_p}",
         "and models of your own pictures: see README.md.",
     ]
     return "\n".join(lines)
