@@ -11,6 +11,7 @@ of the time that pictures do, but show each picture in one crop only: the augmen
 import logging
 import sys
 import time
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from tqdm import tqdm
@@ -39,7 +40,9 @@ def parse(args: list[str]) -> Namespace:
     parser.add_argument(
         "--max_rejected", type=float, default=0.05, help="largest part of a folder that may be unusable"
     )
-    parser.add_argument("--report", type=str | None, help="a JSON file for the list of a folder's unusable files")
+    parser.add_argument(
+        "--report", type=str | None, help="a JSON file for the list of a folder's unusable files (OUT-rejects.json)"
+    )
     try:
         return parser.instantiate(parser.parse_args(args))
     except ArgumentError as error:
@@ -54,7 +57,7 @@ def encode(args: list[str]) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
         max_rejected=options.max_rejected,
-        report=options.report,
+        report=options.report or (f"{Path(options.out)}-rejects.json" if options.folder else None),
     )
     refuse_existing(options.out)
     device = usable_device(options.device)

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parent / "configs"
 GRID_PICTURES = 16
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
+REJECTS = "rejects.json"  # there too: the unusable files of a folder of pictures, where no other report is asked for
 NOISE = (  # Lightning's, about things that are as they should be here
     ".*does not have many workers.*",
     ".*LeafSpec.*",
@@ -63,6 +64,8 @@ class RunConfig(SaveConfigCallback):
             folder.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config.ckpt_path = None
+            if config.data.loading.report == str(folder / REJECTS):
+                config.data.loading.report = None
             self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True)
 
 
@@ -93,6 +96,9 @@ class RunCLI(LightningCLI):
         batches = trainer.max_steps * trainer.accumulate_grad_batches
         if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
             trainer.val_check_interval = batches  # a short run is validated once, at its end
+        data = self.config[self.subcommand].data
+        if self.subcommand == "fit" and data.folder and data.loading.report is None and not trainer.fast_dev_run:
+            data.loading.report = str(self.run_folder / REJECTS)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init[self.subcommand]

@@ -17,7 +17,7 @@ class Loading:
         val_fraction: of the samples without a split of their own, held back for validation by a hash of the key.
         val_count: validation uses at most so many samples, evenly spread over the split.
         max_rejected: the largest fraction of a folder's files that may be unusable, in [0, 1].
-        report: a JSON file that is given the list of a folder's unusable files.
+        report: a JSON file that is given the list of a folder's unusable files; train.py's is RUN/rejects.json.
     """
 
     batch_size: int = 32

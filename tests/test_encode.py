@@ -195,9 +195,13 @@ def test_rejects_are_reported(tmp_path, model, monkeypatch):
     with pytest.raises(SystemExit):
         run_script(monkeypatch, *args)
     assert not (tmp_path / "codes").exists()
+    usual = tmp_path / "codes-rejects.json"
+    assert "broken.png" in usual.read_text()
+    usual.unlink()
     run_script(monkeypatch, *args, "--max_rejected", 0.5, "--report", tmp_path / "report.json")
     assert len(CodesSource(tmp_path / "codes")) == 6
     assert "broken.png" in (tmp_path / "report.json").read_text()
+    assert not usual.exists()
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,19 @@ def test_a_run_shorter_than_the_interval_is_validated_at_its_end(tmp_path):
     assert [path.name for path in (run / "pictures").iterdir()] == ["reconstructions-0000008.png"]
 
 
+def test_unusable_pictures_are_listed_in_the_run(tmp_path):
+    """And a run that is repeated from its config lists its own in its own folder."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(12):
+        Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(pictures / f"{i}.png")
+    (pictures / "broken.png").write_bytes(b"no picture")
+    folder = (f"--data.folder={pictures}", "--data.drawings=null", "--data.loading.max_rejected=0.5")
+    run = fit("tokenizer", tmp_path / "run", *folder, "--data.loading.val_fraction=0.4")
+    assert "broken.png" in (run / train.REJECTS).read_text()
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["loading"]["report"] is None
+
+
 def test_a_trial_run_leaves_nothing(tmp_path):
     fit("tokenizer", tmp_path / "run", "--trainer.fast_dev_run=true")
     assert not (tmp_path / "run").exists()
