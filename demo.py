@@ -54,7 +54,7 @@ TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relat
 # Updates that the models get, and seconds that they may take. A slow machine makes fewer, but not less than a third:
 # below that nothing is learnt, and a machine that is busy just during the trials would look slow.
 TOKENIZER_STEPS, TOKENIZER_SECONDS = 2500, 140
-PRIOR_STEPS, PRIOR_SECONDS = 3500, 330
+PRIOR_STEPS, PRIOR_SECONDS = 2700, 320
 VALIDATIONS = 4  # in each training
 
 
