@@ -134,8 +134,11 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | N
     The scores stay in the dtype of q, which halves the traffic: the softmax sums in float32 all the same.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scores = (q * scale) @ k.transpose(-2, -1)  # (B, H, T, T)
-    return scores.masked_fill_(~mask, -math.inf).softmax(dim=-1) @ v
+    seq_len = q.shape[-2]
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
+    bias = bias.expand(*q.shape[:2], seq_len, seq_len).flatten(0, 1)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(-2, -1), alpha=scale)  # (B * H, T, T)
+    return (scores.softmax(dim=-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
 # A compiler has nothing to gain in here, and turns writes into overlapping views into copies of the whole.

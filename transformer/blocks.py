@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transformer.attention import SelfAttention
-from transformer.config import NORM_EPS, PriorConfig
+from transformer.config import PriorConfig
+from transformer.rms_norm import RMSNorm
 
 
 class MLP(nn.Module):
@@ -68,9 +69,9 @@ class ModernBlock(nn.Module):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.n_embd, eps=NORM_EPS)
+        self.attention_norm = RMSNorm(config.n_embd)
         self.attention = SelfAttention(config)
-        self.mlp_norm = nn.RMSNorm(config.n_embd, eps=NORM_EPS)
+        self.mlp_norm = RMSNorm(config.n_embd)
         self.mlp = SwiGLU(config)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Callable[..., Tensor]) -> Tensor:

@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from model_files import load_config, load_weights, save_folder
 from transformer.attention import Attend, attend_sequence
 from transformer.blocks import ModernBlock, PaperBlock
-from transformer.config import NORM_EPS, PriorConfig, layer_kinds
+from transformer.config import PriorConfig, layer_kinds
 from transformer.embeddings import JointEmbedding, text_lengths
+from transformer.rms_norm import RMSNorm
 from transformer.rotary import rotary_angles
 
 INIT_STD = 0.02
@@ -44,7 +45,7 @@ class Prior(nn.Module):
         self.patterns = [config.pattern(kind) for kind in layer_kinds(config.n_layer)]
         self.embedding = JointEmbedding(config)
         self.blocks = nn.ModuleList((ModernBlock if modern else PaperBlock)(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.n_embd, eps=NORM_EPS) if modern else nn.LayerNorm(config.n_embd)
+        self.norm = RMSNorm(config.n_embd) if modern else nn.LayerNorm(config.n_embd)
         self.text_head = nn.Linear(config.n_embd, config.text_vocab_size, bias=False)
         self.image_head = nn.Linear(config.n_embd, config.codebook_size, bias=False)
         # Learned positions stay in the modern block as well: rotary ones know distances, not where the top is.

@@ -1,10 +1,12 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from transformer.muon import MuonAdamW
+from transformer import muon
+from transformer.muon import Muon, MuonAdamW, orthogonalise
 from transformer.training import OptimConfig, make_optimizer
 
 SETTINGS = {"lr": 1e-3, "muon_lr": 3e-3, "weight_decay": 0.1}
@@ -32,6 +34,37 @@ def assert_equal(left: nn.Module, right: nn.Module):
         torch.testing.assert_close(a, b, atol=0, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("max_stacked", [2**24, 1, 2 * 24 * 8])
+def test_equals_pytorchs_muon(monkeypatch, max_stacked):
+    """Wide, tall and square matrices, some of one shape, one without a gradient; stacks of all, of one and of two."""
+    monkeypatch.setattr(muon, "MAX_STACKED", max_stacked)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 24), (24, 8), (8, 8), (24, 8), (8, 24), (5, 3)]
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    one = Muon([{"params": ours}], lr=0.02, weight_decay=0.1)
+    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for left, right in zip(ours[:-1], theirs[:-1], strict=True):
+            left.grad = torch.randn(left.shape, generator=generator)
+            right.grad = left.grad.clone()
+        one.step()
+        other.step()
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, atol=2e-3, rtol=0)  # of updates of 3 * 0.02 * 0.2 * sqrt(24) = 0.06
+
+
+def test_orthogonalises():
+    matrices = torch.randn(3, 20, 12, generator=torch.Generator().manual_seed(0))
+    for x in (matrices, matrices.mT):
+        nearest, _, ways = torch.linalg.svd(x, full_matrices=False)
+        found = orthogonalise(x).double()
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6 and values.max() < 1.3
+        alignment = ((nearest @ ways).double() * found).sum(dim=(1, 2)) / found.norm(dim=(1, 2)) / 12**0.5
+        assert alignment.min() > 0.97
+
+
 def test_equals_the_two_by_themselves(make_prior, make_batch):
     """Matrices of the blocks by Muon; heads with weight decay and tables, gains and positions without by AdamW."""
     one, two = make_prior(), make_prior()
@@ -46,12 +79,12 @@ def test_equals_the_two_by_themselves(make_prior, make_batch):
     heads = [two.text_head.weight, two.image_head.weight]
     taken = {id(p) for p in [*matrices.values(), *heads]}
     rest = [p for p in two.parameters() if id(p) not in taken]
-    muon = Muon(list(matrices.values()), lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    by_muon = Muon([{"params": list(matrices.values())}], lr=3e-3, weight_decay=0.1)
     groups = [{"params": heads, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
     adamw = AdamW(groups, lr=1e-3, betas=(0.9, 0.96), fused=True)
     batch = make_batch(3)
     train(one, batch, 4, make_optimizer(one, OptimConfig(**SETTINGS)))
-    train(two, batch, 4, muon, adamw)
+    train(two, batch, 4, by_muon, adamw)
     assert_equal(one, two)
 
 
