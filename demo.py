@@ -51,10 +51,11 @@ SHOWN = 16  # pictures of each kind in a grid
 
 TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relation", "correct": "all of it"}
 
-# Updates that the models get, and seconds that they may take. A slow machine makes fewer, but not less than a third:
-# below that nothing is learnt, and a machine that is busy just during the trials would look slow.
-TOKENIZER_STEPS, TOKENIZER_SECONDS = 2500, 140
-PRIOR_STEPS, PRIOR_SECONDS = 2700, 320
+# Updates that the models get, and seconds after the demo's start by which the training of each should be over; what is
+# left of 10 minutes is for sampling, and for a machine that becomes slower. A slow machine makes fewer updates, but not
+# less than a third: below that nothing is learnt, and a machine that is busy just during the trials would look slow.
+TOKENIZER_STEPS, TOKENIZER_END = 2400, 160
+PRIOR_STEPS, PRIOR_END = 2900, 520
 VALIDATIONS = 4  # in each training
 
 
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     headline(4, f"sampling a picture for each of {JUDGED} captions and of {JUDGED} with unseen combinations")
     figures |= timed("samples", sample_and_judge)
 
-    seconds = read_json(SECONDS)
+    seconds = seconds_of_stages()
     seconds["all"] = sum(seconds.values())
     write_report(figures | {"seconds": {name: round(value, 1) for name, value in seconds.items()}})
     print(in_plain_words(figures, seconds["all"]))
@@ -111,9 +112,13 @@ def timed(name: str, stage: Callable[[], Any]) -> Any:
     """Runs a stage and adds its seconds to those of earlier calls: a part that is there already took them then."""
     start = time.perf_counter()
     result = stage()
-    seconds = read_json(SECONDS) if SECONDS.is_file() else {}
+    seconds = seconds_of_stages()
     write_json(SECONDS, seconds | {name: seconds.get(name, 0.0) + time.perf_counter() - start})
     return result
+
+
+def seconds_of_stages() -> dict[str, float]:
+    return read_json(SECONDS) if SECONDS.is_file() else {}
 
 
 # ---- the four stages
@@ -123,7 +128,7 @@ def train_tokenizer() -> dict[str, float]:
     data = ["--data.image_size", str(DRAWINGS.size)]
     for name, value in asdict(DRAWINGS).items():
         data += [f"--data.drawings.{name}", str(value)]
-    return train_once("tokenizer", TOKENIZER, data, TOKENIZER_STEPS, TOKENIZER_SECONDS)
+    return train_once("tokenizer", TOKENIZER, data, TOKENIZER_STEPS, TOKENIZER_END)
 
 
 def encode_drawings() -> None:
@@ -143,7 +148,7 @@ def encode_drawings() -> None:
 
 def train_prior() -> dict[str, float]:
     data = ["--tokenizer", str(TOKENIZER), "--data.codes", str(CODES)]
-    return train_once("prior", PRIOR, data, PRIOR_STEPS, PRIOR_SECONDS)
+    return train_once("prior", PRIOR, data, PRIOR_STEPS, PRIOR_END)
 
 
 def sample_and_judge() -> dict[str, Any]:
@@ -191,12 +196,12 @@ def judge(pictures: Tensor, captions: Sequence[str]) -> dict[str, float]:
 # ---- training within a time
 
 
-def train_once(kind: str, run: Path, args: Sequence[str], most: int, seconds: float) -> dict[str, float]:
+def train_once(kind: str, run: Path, args: Sequence[str], most: int, end: float) -> dict[str, float]:
     """Trains a model unless it is there already; the last measured values of its validation."""
     summary = run / "summary.json"
     if not summary.is_file():
         shutil.rmtree(run, ignore_errors=True)
-        steps = affordable_steps(kind, args, most, seconds)
+        steps = affordable_steps(kind, args, most, end - sum(seconds_of_stages().values()))
         metrics = train(kind, arguments(args, run, steps))
         figures = {"steps": steps} | {name: round(value, 4) for name, value in metrics.items() if "val/" in name}
         write_json(summary, figures)
@@ -205,16 +210,17 @@ def train_once(kind: str, run: Path, args: Sequence[str], most: int, seconds: fl
 
 def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) -> int:
     """How many updates fit into the time: two short trials, whose difference leaves out what starting costs."""
-    took, trials = [], (8, 32)
+    start, took, trials = time.perf_counter(), [], (10, 60)
     for steps in trials:
         shutil.rmtree(TRIAL, ignore_errors=True)
-        start = time.perf_counter()
+        before = time.perf_counter()
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             train(kind, [*arguments(args, TRIAL, steps), "--trainer.limit_val_batches", "0"])
-        took.append(time.perf_counter() - start)
+        took.append(time.perf_counter() - before)
     shutil.rmtree(TRIAL)
     a_step = max(took[1] - took[0], 1e-3) / (trials[1] - trials[0])
-    steps = min(most, max(most // 3, int(seconds / a_step))) // VALIDATIONS * VALIDATIONS
+    left = seconds - (time.perf_counter() - start)
+    steps = min(most, max(most // 3, int(left / a_step))) // VALIDATIONS * VALIDATIONS
     print(f"{steps} updates, {1000 * a_step:.0f} ms each: about {steps * a_step / 60:.1f} minutes", flush=True)
     return steps
 

@@ -93,7 +93,7 @@ def test_parts_of_other_drawings_are_refused(small, monkeypatch):
 
 
 def test_updates_fit_the_time_within_bounds(monkeypatch, tmp_path, capsys):
-    """Each update of a trial takes half a second on this clock, and starting takes 3 s."""
+    """Each update of a trial takes half a second on this clock, and starting takes 3 s; the trials' 41 s count."""
     monkeypatch.chdir(tmp_path)
     clock = [0.0]
 
@@ -104,7 +104,7 @@ def test_updates_fit_the_time_within_bounds(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr(demo.time, "perf_counter", lambda: clock[0])
-    assert demo.affordable_steps("prior", [], most=3000, seconds=1000) == 2000
-    assert demo.affordable_steps("prior", [], most=1500, seconds=1000) == 1500
+    assert demo.affordable_steps("prior", [], most=3000, seconds=1041) == 2000
+    assert demo.affordable_steps("prior", [], most=1500, seconds=1041) == 1500
     assert demo.affordable_steps("prior", [], most=3000, seconds=100) == 1000
     assert not demo.TRIAL.exists()
