@@ -20,7 +20,7 @@ from transformer.config import NORM_EPS
 class RMSNorm(nn.Module):
     """Normalises the last dimension: (..., C) -> (..., C), computed in float32 at least.
 
-    Under autocast the result has autocast's dtype, which the linear layer after it would take it to anyway.
+    Under autocast, the CPU's result has autocast's dtype, which the linear layer after it would take it to anyway.
     """
 
     def __init__(self, channels: int) -> None:
