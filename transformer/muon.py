@@ -41,7 +41,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay. Shapes: parameters (N, M)."""
+    """Nesterov momentum, orthogonalised; decoupled weight decay. Shapes: parameters (N, M). Takes no closure."""
 
     def __init__(
         self, params: list[Group], lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
@@ -49,15 +49,10 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self) -> None:
         for group in self.param_groups:
             for weights in _stacks([weight for weight in group["params"] if weight.grad is not None]):
                 self._update(weights, group["lr"], group["weight_decay"], group["momentum"])
-        return loss
 
     def _update(self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
         averages = [self._average(weight) for weight in weights]
