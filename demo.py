@@ -201,7 +201,9 @@ def train_once(kind: str, run: Path, args: Sequence[str], most: int, end: float)
     summary = run / "summary.json"
     if not summary.is_file():
         shutil.rmtree(run, ignore_errors=True)
-        steps = affordable_steps(kind, args, most, end - sum(seconds_of_stages().values()))
+        earlier = ("tokenizer", "codes") if kind == "prior" else ()  # not this one, should it be made again
+        spent = sum(seconds_of_stages().get(name, 0.0) for name in earlier)
+        steps = affordable_steps(kind, args, most, end - spent)
         metrics = train(kind, arguments(args, run, steps))
         figures = {"steps": steps} | {name: round(value, 4) for name, value in metrics.items() if "val/" in name}
         write_json(summary, figures)

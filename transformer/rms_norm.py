@@ -52,7 +52,7 @@ class _RMSNorm(torch.autograd.Function):
         x_hat, inverse, gain = ctx.saved_tensors
         dy = dy.to(x_hat.dtype)
         product = dy * x_hat
-        dgain = product.flatten(0, -2).sum(dim=0)
+        dgain = product.reshape(-1, product.shape[-1]).sum(dim=0)
         mean = (product @ gain.to(product.dtype)).div_(x_hat.shape[-1])[..., None]
         dx = (dy * gain).addcmul_(x_hat, mean, value=-1).mul_(inverse)
         return dx.to(ctx.dtype), dgain.to(gain.dtype), None

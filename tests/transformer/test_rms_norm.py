@@ -34,7 +34,10 @@ def test_equals_its_formula(dtype, tolerance):
 
 def test_any_number_of_dimensions_and_strides():
     norm, x, dy = inputs(torch.float64, (2, 5, 12))
-    torch.testing.assert_close(norm(x[0, 1]), reference(x[0, 1], norm.weight))
+    single = x.detach()[0, 1].requires_grad_()
+    torch.testing.assert_close(norm(single), reference(single, norm.weight))
+    grad = torch.autograd.grad(norm(single).sum(), single)[0]
+    torch.testing.assert_close(grad, torch.autograd.grad(reference(single, norm.weight).sum(), single)[0])
     strided = x.detach()[:, ::2].requires_grad_()
     grad = torch.autograd.grad(norm(strided), strided, dy[:, ::2])[0]
     torch.testing.assert_close(grad, torch.autograd.grad(reference(strided, norm.weight), strided, dy[:, ::2])[0])
