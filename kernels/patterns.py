@@ -23,26 +23,27 @@ Kind = Literal["causal", "row", "column", "conv"]
 ConvWrap = Literal["linear", "clamped", "modulo"]
 
 # The rules take raster positions q, k >= 0 inside the image, as integers or integer tensors, and say whether q sees k.
+# They carry no annotations but of plain types, as Triton would look the names up on the device.
 # Triton's // and % truncate towards zero where Python's and torch's round down, so no rule lets the outcome depend on
 # dividing a negative number.
 
 
-def causal_rule(q: Any, k: Any, width: int, half: int) -> Any:
+def causal_rule(q, k, width: int, half: int):
     """Every image key up to and including the query itself."""
     return k <= q
 
 
-def row_rule(q: Any, k: Any, width: int, half: int) -> Any:
+def row_rule(q, k, width: int, half: int):
     """The query and the `width` keys before it; it runs on across row ends, so the farthest is the token above."""
     return (k <= q) & (q - k <= width)
 
 
-def column_rule(q: Any, k: Any, width: int, half: int) -> Any:
+def column_rule(q, k, width: int, half: int):
     """The query's own column, rows up to and including its own."""
     return (k <= q) & (q % width == k % width)
 
 
-def conv_linear_rule(q: Any, k: Any, width: int, half: int) -> Any:
+def conv_linear_rule(q, k, width: int, half: int):
     """Raster offsets {0..half} and {width*r + c : r = 1..half, c = -half..half}: wraps across row ends like `row`."""
     offset = q - k
     own_row = offset <= half
@@ -50,13 +51,13 @@ def conv_linear_rule(q: Any, k: Any, width: int, half: int) -> Any:
     return (offset >= 0) & (own_row | rows_above)
 
 
-def conv_clamped_rule(q: Any, k: Any, width: int, half: int) -> Any:
+def conv_clamped_rule(q, k, width: int, half: int):
     """A plain two-dimensional window, cut off at the picture's edges: nothing wraps."""
     columns_left = q % width - k % width
     return (k <= q) & (q // width - k // width <= half) & (columns_left <= half) & (columns_left >= -half)
 
 
-def conv_modulo_rule(q: Any, k: Any, width: int, half: int) -> Any:
+def conv_modulo_rule(q, k, width: int, half: int):
     """The window wraps inside each row above; in its own row a query sees the `half` keys to its left, unwrapped.
 
     (Wrapping the own row would mean keys to the query's right, which lie in its future.)

@@ -1,0 +1,38 @@
+"""What the Triton kernels share: where they can run, and plain functions as device functions.
+
+With TRITON_INTERPRET=1 in the environment before this is imported, kernels run in Triton's interpreter, on tensors of
+any device and slowly: that is how they are tested without a GPU.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+LEAST_CAPABILITY = (8, 0)  # bf16 in the matrix units, asynchronous copies
+
+
+@cache
+def device_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, to be handed to a kernel as a constexpr and called there; the interpreter wants it as it is."""
+    return function if INTERPRETED else triton.jit(function)
+
+
+def check_device(x: Tensor) -> None:
+    """Raises ValueError, saying why, where no kernel can run on x."""
+    if INTERPRETED:
+        return
+    if not x.is_cuda:
+        raise ValueError(
+            f"Triton kernels run on CUDA devices, these tensors are on {x.device}; "
+            "for a test without one, set TRITON_INTERPRET=1 in the environment before the first import"
+        )
+    if (capability := torch.cuda.get_device_capability(x.device)) < LEAST_CAPABILITY:
+        raise ValueError(
+            f"Triton kernels need compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}, "
+            f"{torch.cuda.get_device_name(x.device)} has {capability[0]}.{capability[1]}"
+        )

@@ -1,0 +1,72 @@
+"""Launch parameters of the Triton kernels: defaults by table, or what `python -m kernels.tune` measured on a device.
+
+Each kernel's file holds its table of defaults. Tuned parameters are kept in a JSON file of the user's cache folder,
+keyed by device, kernel, dtype, head_dim and kind of pattern, and win over the table. Nothing is tuned behind the
+user's back: a first call compiles one kernel of each kind and no more.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kernels.jit import INTERPRETED
+
+CACHE_VARIABLE = "IMAGEWORDS_CACHE"  # names the folder, in the place of ~/.cache/imagewords
+
+
+class Launch(NamedTuple):
+    """One way of launching a kernel: rows and columns of its tiles, warps, and stages of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def tuned_path() -> Path:
+    """Where tuned parameters are kept."""
+    folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "imagewords"
+    return Path(folder) / "launch-parameters.json"
+
+
+def tuning_key(device_name: str, kernel: str, dtype: torch.dtype, head_dim: int, kind: str) -> str:
+    return f"{device_name} / {kernel} / {str(dtype).removeprefix('torch.')} / {head_dim} / {kind}"
+
+
+def tuned_launch(device: torch.device, kernel: str, dtype: torch.dtype, head_dim: int, kind: str) -> Launch | None:
+    """The parameters that were measured to be best on this device, None where nothing was measured.
+
+    Raises:
+        ValueError: the file of tuned parameters is damaged; it says which file.
+    """
+    if INTERPRETED or device.type != "cuda":
+        return None
+    key = tuning_key(torch.cuda.get_device_name(device), kernel, dtype, head_dim, kind)
+    return _load(tuned_path()).get(key)
+
+
+def store_tuned(launches: dict[str, Launch]) -> Path:
+    """Adds tuned parameters, by `tuning_key`, to the file and returns its path; whole or not at all."""
+    path = tuned_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merged = {key: launch._asdict() for key, launch in sorted((_load(path) | launches).items())}
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    beside.write_text(json.dumps(merged, indent=1) + "\n")
+    beside.replace(path)
+    _load.cache_clear()
+    return path
+
+
+@cache
+def _load(path: Path) -> dict[str, Launch]:
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_text())
+        return {key: Launch(**{name: int(value) for name, value in fields.items()}) for key, fields in stored.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} holds no launch parameters ({error}); delete it, or run kernels.tune again") from error
