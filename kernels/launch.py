@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.jit import INTERPRETED
-
 CACHE_VARIABLE = "IMAGEWORDS_CACHE"  # names the folder, in the place of ~/.cache/imagewords
 
 
@@ -43,7 +41,7 @@ def tuned_launch(device: torch.device, kernel: str, dtype: torch.dtype, head_dim
     Raises:
         ValueError: the file of tuned parameters is damaged; it says which file.
     """
-    if INTERPRETED or device.type != "cuda":
+    if device.type != "cuda":
         return None
     key = tuning_key(torch.cuda.get_device_name(device), kernel, dtype, head_dim, kind)
     return _load(tuned_path()).get(key)
@@ -69,4 +67,4 @@ def _load(path: Path) -> dict[str, Launch]:
         stored = json.loads(path.read_text())
         return {key: Launch(**{name: int(value) for name, value in fields.items()}) for key, fields in stored.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no launch parameters ({error}); delete it, or run kernels.tune again") from error
+        raise ValueError(f"{path} holds no launch parameters ({error}); delete it or tune again") from error
