@@ -6,7 +6,7 @@ any device and slowly: that is how they are tested without a GPU.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,6 +14,21 @@ from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 LEAST_CAPABILITY = (8, 0)  # bf16 in the matrix units, asynchronous copies
+
+
+class AotSpec(NamedTuple):
+    """One kernel as its tables launch it, for triton.compile(ASTSource(...)) where there is no GPU.
+
+    `signature` has every argument by name in order, "constexpr" for those of `constexprs`; `label` is a line of the
+    resource table.
+    """
+
+    label: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
 
 
 @cache

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # kernels then run in Triton's interpreter; it is chosen when they are imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from data.text import TextTokenizer
 from pipeline import TextToImage
 from transformer.config import PriorConfig
