@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels.cache_layout import cached_positions, check_cached
 from kernels.patterns import Pattern, attention_mask
 from kernels.reference import attention_reference
 from kernels.structured import attention_structured
@@ -65,39 +66,54 @@ def attention_step(
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
-    position: int,
+    position: int | Tensor,
     *,
     scale: float | None = None,
     prefix_lengths: Tensor | None = None,
 ) -> Tensor:
     """The rows `position .. position + N - 1` of `attention`, against a cache of keys and values: one decoding step.
 
+    The cache is laid out as cache_layout.py says: the text's keys, then a ring of image keys. It can be as long as the
+    sequence, or no longer than these queries and their pattern need: from position 0 on, it can be the new keys alone.
+
     Args:
         q: (B, H, N, D), the new queries, in order.
-        k, v: (B, H, S, D), the keys and values at sequence positions 0 .. S-1, position + N <= S <= pattern.seq_len.
-            What lies beyond the new positions is not attended to, but has to be finite (a zeroed static cache is).
-        position: sequence position of the first query.
+        k, v: (B, H, S, D), S <= pattern.seq_len, the new queries' own keys and values included. What lies in slots that
+            were never filled is not attended to, but has to be finite (a zeroed static cache is).
+        position: sequence position of the first query; or, for steps that are captured or compiled once for all
+            positions, a 0-d integer tensor on q's device, whose value is taken on trust.
         scale, prefix_lengths: as for `attention`.
 
     Returns:
         (B, H, N, D).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit each other or the pattern.
+        ValueError: shapes, dtypes or devices that do not fit each other or the pattern, or a cache that is too short.
     """
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
-    end, cached = position + q.shape[2], k.shape[2]
     if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
         raise ValueError(f"q, k and v do not fit: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
-    if not 0 <= position < end <= cached <= pattern.seq_len:
-        raise ValueError(
-            f"queries at positions {position}..{end - 1} against {cached} cached keys, "
-            f"expected 0 <= position and the last one < cached keys <= {pattern.seq_len} (the pattern's length)"
-        )
+    _check_position(position, q, k, pattern)
     _check_prefix_lengths(prefix_lengths, q, pattern)
-    q_pos = torch.arange(position, end, device=q.device)
-    mask = attention_mask(pattern, q_pos, torch.arange(cached, device=q.device), prefix_lengths)
+    return _masked_step(q, k, v, pattern, position, scale, prefix_lengths)
+
+
+def _masked_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    position: int | Tensor,
+    scale: float | None,
+    prefix_lengths: Tensor | None,
+) -> Tensor:
+    last = position + q.shape[2] - 1
+    positions = cached_positions(pattern, k.shape[2], last, q.device)
+    if isinstance(position, int):  # no slot beyond the last position has been filled
+        k, v, positions = k[:, :, : last + 1], v[:, :, : last + 1], positions[: last + 1]
+    q_pos = torch.arange(q.shape[2], device=q.device) + position
+    mask = attention_mask(pattern, q_pos, positions, prefix_lengths)
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
@@ -132,6 +148,16 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q, k and v are {q.dtype}, expected floating point")
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k and v are on different devices: {q.device}, {k.device}, {v.device}")
+
+
+def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Pattern) -> None:
+    if isinstance(position, int):
+        check_cached(pattern, k.shape[2], position, q.shape[2])
+    elif position.ndim != 0 or position.dtype not in (torch.int32, torch.int64) or position.device != q.device:
+        raise ValueError(
+            f"position is a tensor of shape {tuple(position.shape)}, {position.dtype}, on {position.device}, "
+            f"expected a 0-d int32 or int64 tensor on {q.device}"
+        )
 
 
 def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pattern) -> None:

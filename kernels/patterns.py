@@ -143,6 +143,11 @@ class Pattern:
         """How many raster positions back an image query can see at most; None: back to the image's first token."""
         return None if self.rule.reach is None else self.rule.reach(self.width, self.half)
 
+    @property
+    def cache_len(self) -> int:
+        """How many keys decoding one by one needs to keep: the text, and of the image what is in reach."""
+        return self.text_len + (self.image_len if self.reach is None else min(self.image_len, self.reach + 1))
+
 
 def attends_image(pattern: Pattern, q: Tensor, k: Tensor) -> Tensor:
     """Whether image query `q` sees image key `k`: integer raster positions >= 0 that broadcast -> bool."""

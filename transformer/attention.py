@@ -34,7 +34,9 @@ def attend_sequence(patterns: Sequence[Pattern], prefix_lengths: Tensor | None) 
     return attend
 
 
-def attend_cached(patterns: Sequence[Pattern], prefix_lengths: Tensor | None, cache: KVCache, position: int) -> Attend:
+def attend_cached(
+    patterns: Sequence[Pattern], prefix_lengths: Tensor | None, cache: KVCache, position: int | Tensor
+) -> Attend:
     """Attention of N new positions, from `position` on, over themselves and the cache, which takes in their keys."""
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,31 +1,44 @@
-"""Keys and values of the positions already decoded: plain static buffers, one pair a layer, as long as the sequence.
+"""Keys and values of the positions already decoded: one pair of static buffers a layer, as long as its mask needs.
 
-Shapes: B batch, H heads, T sequence, N new positions, D head dim.
+Where in a buffer each position lies is said in kernels/cache_layout.py. At 32x32 after 256 text tokens a row layer
+keeps 289 keys, a conv layer (11x11) 422 and a column layer all 1280.
+
+Shapes: B batch, H heads, N new positions, S slots, D head dim.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+from kernels.cache_layout import cached_positions, cached_slots
+from kernels.patterns import Pattern
 
 
 class KVCache:
-    """Grows by `update`; what lies beyond the last update is zero and no query may look there.
+    """Filled from position 0 on by a first `update`, then position by position: `patterns` holds one mask a layer.
 
-    The buffers are made at each layer's first update, in the dtype and on the device of the keys it brings.
+    The buffers are made at each layer's update at position 0, in the dtype and on the device of the keys it brings.
     """
 
-    def __init__(self, n_layer: int, seq_len: int) -> None:
-        self.seq_len = seq_len
-        self.keys: list[Tensor | None] = [None] * n_layer
-        self.values: list[Tensor | None] = [None] * n_layer
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self.patterns = patterns
+        self.keys: list[Tensor | None] = [None] * len(patterns)
+        self.values: list[Tensor | None] = [None] * len(patterns)
 
-    def update(self, layer: int, position: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v (B, H, N, D) from `position` on and returns all up to their end, (B, H, position + N, D)."""
-        end = position + k.shape[2]
-        assert end <= self.seq_len, f"positions {position}..{end - 1} in a cache of {self.seq_len}"
-        if self.keys[layer] is None:
-            batch, heads, _, head_dim = k.shape
-            self.keys[layer] = k.new_zeros(batch, heads, self.seq_len, head_dim)
-            self.values[layer] = v.new_zeros(batch, heads, self.seq_len, head_dim)
+    def update(self, layer: int, position: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v (B, H, N, D) from `position` on; returns what their queries attend over (`attention_step`).
+
+        At position 0, where N may exceed the buffers, these are k and v themselves; later, the buffers (B, H, S, D).
+        A `position` that is a 0-d tensor is not 0.
+        """
+        pattern, new = self.patterns[layer], torch.arange(k.shape[2], device=k.device)
+        if isinstance(position, int) and position == 0:
+            # Slots that stay empty get a copy of the last key: any finite one will do, as no query sees it.
+            held = cached_positions(pattern, pattern.cache_len, len(new) - 1, k.device).clamp(max=len(new) - 1)
+            self.keys[layer], self.values[layer] = k.index_select(2, held), v.index_select(2, held)
+            return k, v
         keys, values = self.keys[layer], self.values[layer]
-        keys[:, :, position:end] = k
-        values[:, :, position:end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        assert keys is not None, f"position {position} of layer {layer} before position 0"
+        slots = cached_slots(pattern, pattern.cache_len, new + position)
+        return keys.index_copy_(2, slots, k), values.index_copy_(2, slots, v)

@@ -156,7 +156,7 @@ def generate(
     seeds, image_len, done = seeds.to(text_tokens.device), prior.config.image_len, prefix.shape[1]
     picture = torch.cat([prefix, prefix.new_zeros(len(prefix), image_len - done)], dim=1)  # (B, h * w)
     rows = _rows(text_tokens, config)
-    cache, prefix_lengths = KVCache(prior.config.n_layer, prior.config.seq_len), prior.prefix_lengths(rows)
+    cache, prefix_lengths = KVCache(prior.patterns), prior.prefix_lengths(rows)
     report = progress or (lambda done, total: None)
     report(done, image_len)
     for index in range(done, image_len):

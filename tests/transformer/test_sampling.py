@@ -5,6 +5,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels import attention
+from kernels.patterns import Pattern
 from transformer import sampling
 from transformer.cache import KVCache
 from transformer.embeddings import null_captions
@@ -27,7 +29,7 @@ PADS = pytest.mark.parametrize("attend_pads", [True, False])
 @torch.no_grad()
 def decoded_logits(prior, text_tokens, image_tokens, start: int = 0) -> torch.Tensor:
     """Logits of the image tokens from `start` on by the cache, each earlier token given: (B, h * w - start, K)."""
-    cache, prefix_lengths = KVCache(prior.config.n_layer, prior.config.seq_len), prior.prefix_lengths(text_tokens)
+    cache, prefix_lengths = KVCache(prior.patterns), prior.prefix_lengths(text_tokens)
     flat = image_tokens.flatten(1)
     logits = [prefill(prior, text_tokens, flat[:, :start], cache)]
     for index in range(start, flat.shape[1] - 1):
@@ -46,14 +48,58 @@ def test_cache_equals_the_full_forward_pass(make_prior, make_batch, block, atten
     torch.testing.assert_close(decoded_logits(prior, text_tokens, image_tokens), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["causal", "row", "column", "conv"])
+@pytest.fixture
+def tall(make_prior):
+    """A prior of one mask on 9x3 tokens, where a row layer's cache keeps 4 of the 27, and a batch for it."""
+
+    def make(kind: str, conv_wrap: str, attend_pads: bool = True):
+        prior = make_prior(attend_pads=attend_pads, n_layer=3, grid_size=(9, 3), conv_wrap=conv_wrap)
+        prior.patterns = [prior.config.pattern(kind)] * 3
+        text_tokens = torch.tensor([[4, 7, 1, 0, 3], [9, 2, 5, -1, -1], [-1] * 5])
+        return prior, text_tokens, torch.randint(0, 13, (3, 9, 3))
+
+    return make
+
+
+EVERY_MASK = pytest.mark.parametrize(
+    ("kind", "conv_wrap"),
+    [("causal", "linear"), ("row", "linear"), ("column", "linear")]
+    + [("conv", wrap) for wrap in ("linear", "clamped", "modulo")],
+)
+
+
+@EVERY_MASK
 @PADS
-def test_cache_equals_the_full_forward_pass_for_each_mask(make_prior, make_batch, kind, attend_pads):
-    prior = make_prior(attend_pads=attend_pads, n_layer=3)
-    prior.patterns = [prior.config.pattern(kind)] * 3
-    text_tokens, image_tokens = make_batch(3)
+def test_cache_equals_the_full_forward_pass_for_each_mask(tall, kind, conv_wrap, attend_pads):
+    """Where the short caches are overwritten four times and more."""
+    prior, text_tokens, image_tokens = tall(kind, conv_wrap, attend_pads)
     expected = prior(text_tokens, image_tokens).image_logits
     torch.testing.assert_close(decoded_logits(prior, text_tokens, image_tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+@EVERY_MASK
+@pytest.mark.parametrize("start", [4, 8, 20])
+def test_a_given_beginning_may_be_longer_than_the_cache(tall, kind, conv_wrap, start):
+    prior, text_tokens, image_tokens = tall(kind, conv_wrap)
+    expected = prior(text_tokens, image_tokens).image_logits[:, start:]
+    decoded = decoded_logits(prior, text_tokens, image_tokens, start)
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "conv_wrap"), [("row", "linear"), ("conv", "linear"), ("conv", "modulo")])
+def test_a_cache_one_key_too_short_is_caught(tall, kind, conv_wrap, monkeypatch):
+    """The planted fault is refused; and where nothing refuses it, the logits are off from the first overwriting on."""
+    prior, text_tokens, image_tokens = tall(kind, conv_wrap)
+    expected = prior(text_tokens, image_tokens).image_logits
+    kept = prior.patterns[0].cache_len - prior.config.text_len
+    monkeypatch.setattr(Pattern, "cache_len", property(lambda self: self.text_len + self.reach))
+    with pytest.raises(
+        ValueError, match=f"against {6 + kept - 1} cached keys: with 6 of the text they need {6 + kept}"
+    ):
+        decoded_logits(prior, text_tokens, image_tokens)
+    monkeypatch.setattr(attention, "check_cached", lambda *args: None)
+    wrong = (decoded_logits(prior, text_tokens, image_tokens) - expected).abs().amax(dim=(0, 2)) > 1e-3
+    assert wrong.nonzero().flatten()[0] == kept
 
 
 @BLOCKS
@@ -65,18 +111,6 @@ def test_prefill_takes_in_a_given_beginning(make_prior, make_batch, block, atten
     expected = prior(text_tokens, image_tokens).image_logits[:, start:]
     decoded = decoded_logits(prior, text_tokens, image_tokens, start)
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_cache_holds_no_more_than_the_sequence(make_prior):
-    cache = KVCache(2, 5)
-    k = torch.randn(1, 2, 3, 4)
-    keys, values = cache.update(1, 0, k, 2 * k)
-    assert torch.equal(keys, k)
-    assert torch.equal(values, 2 * k)
-    keys, _ = cache.update(1, 3, k[:, :, :2], k[:, :, :2])
-    assert torch.equal(keys, torch.cat([k, k[:, :, :2]], dim=2))
-    with pytest.raises(AssertionError, match=r"positions 4\.\.6 in a cache of 5"):
-        cache.update(1, 4, k, k)
 
 
 def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(make_prior, make_batch):
