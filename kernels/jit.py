@@ -12,8 +12,22 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.limits import LEAST_CAPABILITY
+
 INTERPRETED: bool = triton.knobs.runtime.interpret
-LEAST_CAPABILITY = (8, 0)  # bf16 in the matrix units, asynchronous copies
+
+
+class Call(NamedTuple):
+    """One launch of a kernel: its arguments by name, compile-time ones included."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
 
 
 class AotSpec(NamedTuple):

@@ -1,0 +1,323 @@
+"""Attention under the DALL-E masks by Triton kernels: forward and backward, only the blocks that a mask needs.
+
+One softmax over text and image keys, computed block by block as in FlashAttention-2 (https://arxiv.org/abs/2307.08691),
+in base 2 and float32. A tile of queries walks up to three loops over its keys, all of them by arithmetic:
+
+    text     the text keys that its sample uses; no mask
+    dense    under causal masks what lies before the tile; no mask
+    span     what lies around the tile (tiles.py), masked by the pattern's rule
+
+Backward there are two kernels: one of tiles of queries, which gives dQ by the same walk (and delta = sum(o do) on the
+way), and one of tiles of keys, which gives dK and dV by the walk turned round. Text keys are seen by every image query:
+their tiles walk all of the image, in `splits` that are added up afterwards, in a fixed order and without atomics.
+
+It is an operator of torch.library, `imagewords::attention`: compilers keep it whole, checkpointing and autocast work.
+Its lse output is the log-sum-exp of the scores in base 2, which only the backward pass needs.
+
+Legend: B batch, H heads, T sequence, D head dim, L text_len.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.blocks import Block
+from kernels.flash_backward import key_gradient_kernel, query_gradient_kernel
+from kernels.flash_forward import forward_kernel
+from kernels.jit import Call, check_device, device_function
+from kernels.launch import Launch, tuned_launch
+from kernels.limits import check_limits
+from kernels.patterns import Pattern, causal_rule
+from kernels.tiles import CAUSAL, image_tiling
+
+# Blocks of image queries that a split of a text tile's walk has at least: 16 are all of a 32x32 grid.
+LEAST_BLOCKS_A_SPLIT = 16
+
+
+# (bits of the dtype, block of the head dim) -> launch parameters. Not measured on a device yet: chosen from what the
+# compiler reports of registers and shared memory (README.md); `python -m kernels.tune` measures.
+FORWARD = {
+    (16, 16): Launch(128, 64, 8, 3),
+    (16, 32): Launch(128, 64, 8, 3),
+    (16, 64): Launch(128, 64, 8, 3),
+    (16, 128): Launch(128, 64, 8, 2),
+    (16, 256): Launch(64, 32, 8, 2),
+    (32, 16): Launch(64, 32, 4, 2),
+    (32, 32): Launch(64, 32, 4, 2),
+    (32, 64): Launch(64, 32, 4, 2),
+    (32, 128): Launch(32, 32, 4, 2),
+    (32, 256): Launch(16, 16, 4, 1),
+}
+QUERY_GRADIENT = FORWARD
+KEY_GRADIENT = FORWARD
+TABLES = {"forward": FORWARD, "query_gradient": QUERY_GRADIENT, "key_gradient": KEY_GRADIENT}
+
+
+class Plan(NamedTuple):
+    """One layer's attention as the kernels see it."""
+
+    pattern: Pattern
+    text_len: int
+    image_len: int
+    scale: float
+    prefix_lengths: Tensor | None
+
+    @classmethod
+    def of(cls, pattern: Pattern, scale: float, prefix_lengths: Tensor | None) -> "Plan":
+        # A causal sequence without prefixes is all text: the mask is the same, and there is one kind of tile.
+        all_text = pattern.kind == "causal" and prefix_lengths is None
+        lengths = (pattern.seq_len, 0) if all_text else (pattern.text_len, pattern.image_len)
+        return cls(pattern, *lengths, scale, None if prefix_lengths is None else prefix_lengths.contiguous())
+
+
+def launch_parameters(kernel: str, q: Tensor, pattern: Pattern) -> Launch:
+    """Tuned parameters of this device, or those of the table."""
+    tuned = tuned_launch(q.device, kernel, q.dtype, q.shape[-1], pattern.kind)
+    return tuned or TABLES[kernel][8 * q.element_size(), _head_block(q)]
+
+
+def _head_block(q: Tensor) -> int:
+    return max(16, triton.next_power_of_2(q.shape[-1]))
+
+
+def _precision() -> str:
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _common(plan: Plan, q: Tensor, launch: Launch, tile: int, other: int) -> dict[str, Any]:
+    """Arguments that all kernels take; tiles are of `tile` positions against blocks of `other`."""
+    return {
+        "prefix_lengths": plan.prefix_lengths,
+        "n_head": q.shape[1],
+        "text_len": plan.text_len,
+        "image_len": plan.image_len,
+        "scale_log2": plan.scale * math.log2(math.e),
+        "CAUSAL_RULE": device_function(causal_rule),
+        "CAUSAL": CAUSAL,
+        "RULE": device_function(plan.pattern.rule.allows),
+        "IMAGE": image_tiling(plan.pattern, tile, other),
+        "BLOCK": Block(launch.block_m, launch.block_n, _head_block(q), q.shape[-1], _precision()),
+    }
+
+
+def _query_call(kernel: Any, plan: Plan, q: Tensor, launch: Launch, arguments: dict[str, Any]) -> Call:
+    """A kernel whose programs are tiles of queries."""
+    common = _common(plan, q, launch, launch.block_m, launch.block_n)
+    text_tiles = triton.cdiv(plan.text_len, launch.block_m)
+    tiles = text_tiles + common["IMAGE"].count(plan.image_len, launch.block_m)
+    masked = plan.prefix_lengths is not None or plan.text_len % launch.block_n != 0
+    arguments |= common | {"text_tiles": text_tiles, "tiles": tiles, "MASK_TEXT": masked}
+    return Call(kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, launch.num_warps, launch.num_stages)
+
+
+def forward_call(plan: Plan, launch: Launch, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> Call:
+    """Writes o and lse."""
+    arguments = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
+    return _query_call(forward_kernel, plan, q, launch, arguments | _strides(q=q, k=k, v=v, o=o))
+
+
+def query_gradient_call(
+    plan: Plan,
+    launch: Launch,
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    dq: Tensor,
+    delta: Tensor,
+) -> Call:
+    """Writes dq and delta, which the next call reads."""
+    arguments = {"q": q, "k": k, "v": v, "o": o, "do": do, "dq": dq, "lse": lse, "delta": delta, "scale": plan.scale}
+    return _query_call(query_gradient_kernel, plan, q, launch, arguments | _strides(q=q, k=k, v=v, o=o, do=do, dq=dq))
+
+
+def text_splits(plan: Plan, block_m: int) -> int:
+    """Into how many parts the image queries are divided for each tile of text keys: by shapes only."""
+    return max(1, triton.cdiv(plan.image_len, block_m) // LEAST_BLOCKS_A_SPLIT)
+
+
+def key_gradient_call(
+    plan: Plan, launch: Launch, do: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Tensor,
+    dk: Tensor, dv: Tensor, dk_text: Tensor, dv_text: Tensor,
+) -> Call:  # fmt: skip
+    """Writes the image's rows of dk and dv, and dk_text and dv_text (splits, B, H, L, D), to be summed over splits."""
+    common = _common(plan, q, launch, launch.block_n, launch.block_m)
+    splits, text_tiles = len(dk_text), triton.cdiv(plan.text_len, launch.block_n)
+    tiles = text_tiles * splits + common["IMAGE"].count(plan.image_len, launch.block_n)
+    blocks_a_split = triton.cdiv(triton.cdiv(plan.image_len, launch.block_m), splits)
+    tensors = {"q": q, "k": k, "v": v, "do": do, "dk": dk, "dv": dv, "dk_text": dk_text, "dv_text": dv_text}
+    arguments = tensors | _strides(q=q, k=k, v=v, do=do, dkv=dk, text=dk_text[0]) | common | {
+        "lse": lse,
+        "delta": delta,
+        "scale": plan.scale,
+        "text_tiles": text_tiles,
+        "splits": splits,
+        "split_stride": dk_text.stride(0),
+        "split_len": blocks_a_split * launch.block_m,
+        "tiles": tiles,
+    }  # fmt: skip
+    return Call(key_gradient_kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, launch.num_warps, launch.num_stages)
+
+
+def _strides(**tensors: Tensor) -> dict[str, tuple[int, ...]]:
+    return {f"{name}_strides": x.stride() for name, x in tensors.items()}
+
+
+def empty_rows(like: Tensor) -> Tensor:
+    """(B, H, T, D), in memory (B, T, H, D): what follows merges the heads, which then is a view."""
+    batch, heads, seq, head_dim = like.shape
+    return like.new_empty(batch, seq, heads, head_dim).transpose(1, 2)
+
+
+def run_forward(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    o, lse = empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    with _on_device(q):
+        forward_call(plan, launch_parameters("forward", q, plan.pattern), q, k, v, o, lse).run()
+    return o, lse
+
+
+def run_backward(
+    plan: Plan, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv, delta = empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(lse)
+    launch = launch_parameters("key_gradient", q, plan.pattern)
+    splits = text_splits(plan, launch.block_m)
+    dk_text, dv_text = (x[None, :, :, : plan.text_len] for x in (dk, dv))
+    if splits > 1:
+        parts = (splits, *dk_text.shape[1:])
+        dk_parts, dv_parts = (x.new_empty(parts, dtype=torch.float32) for x in (dk, dv))
+    else:
+        dk_parts, dv_parts = dk_text, dv_text
+    with _on_device(q):
+        query_launch = launch_parameters("query_gradient", q, plan.pattern)
+        query_gradient_call(plan, query_launch, do, q, k, v, o, lse, dq, delta).run()
+        key_gradient_call(plan, launch, do, q, k, v, lse, delta, dk, dv, dk_parts, dv_parts).run()
+    if splits > 1:
+        dk_text[0].copy_(dk_parts.sum(dim=0))
+        dv_text[0].copy_(dv_parts.sum(dim=0))
+    return dq, dk, dv
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[Any]:
+    # Triton launches on the current device, whichever its tensors are on.
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+# --- the operator ----------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("imagewords::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    kind: str,
+    text_len: int,
+    height: int,
+    width: int,
+    conv_kernel: int,
+    conv_wrap: str,
+) -> tuple[Tensor, Tensor]:
+    """Returns o (B, H, T, D) and lse (B, H, T)."""
+    pattern = Pattern(kind, text_len, height, width, conv_kernel, conv_wrap)
+    return run_forward(Plan.of(pattern, scale, prefix_lengths), q, k, v)
+
+
+@torch.library.custom_op("imagewords::attention_backward", mutates_args=())
+def _attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    kind: str,
+    text_len: int,
+    height: int,
+    width: int,
+    conv_kernel: int,
+    conv_wrap: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns dq, dk, dv, each (B, H, T, D)."""
+    pattern = Pattern(kind, text_len, height, width, conv_kernel, conv_wrap)
+    return run_backward(Plan.of(pattern, scale, prefix_lengths), do, q, k, v, o, lse)
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@_attention_backward.register_fake
+def _(do: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_rows(q), empty_rows(k), empty_rows(v)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, prefix_lengths, *ctx.settings = inputs
+    o, lse = output
+    ctx.save_for_backward(q, k, v, o, lse, prefix_lengths)
+    ctx.mark_non_differentiable(lse)
+
+
+def _gradients(ctx: Any, do: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, o, lse, prefix_lengths = ctx.saved_tensors
+    gradients = _attention_backward(do, q, k, v, o, lse, prefix_lengths, *ctx.settings)
+    return (*gradients, None, *[None] * len(ctx.settings))
+
+
+def _refuse_second_gradients(ctx: Any, *_: Any) -> NoReturn:
+    raise RuntimeError("attention by impl='triton' has no second derivatives; impl='reference' has")
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *_: Any, **__: Any) -> NoReturn:
+    raise RuntimeError(
+        "attention by impl='triton' is not for torch.func.vmap; make the mapped dimension part of the batch"
+    )
+
+
+_attention.register_autograd(_gradients, setup_context=_save)
+_attention_backward.register_autograd(_refuse_second_gradients)
+_attention.register_vmap(_refuse_vmap)
+_attention_backward.register_vmap(_refuse_vmap)
+
+
+def attention_flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    scale: float | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    """Attention under `pattern` by Triton kernels. Once differentiable in q, k and v.
+
+    Args:
+        q, k, v: (B, H, T, D) with T = pattern.seq_len, any strides, float32, float16 or bfloat16; D at most 256.
+        scale: factor on the scores, positive; None: 1 / sqrt(D).
+        prefix_lengths: (B,) integers; image queries of sample b see only its first n text keys. None: all.
+
+    Returns:
+        (B, H, T, D), in memory (B, T, H, D).
+
+    Raises:
+        ValueError: a dtype, head dim or device that the kernels do not take.
+    """
+    check_limits(q)
+    check_device(q)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    p = pattern
+    return _attention(
+        q, k, v, prefix_lengths, scale, p.kind, p.text_len, p.height, p.width, p.conv_kernel, p.conv_wrap
+    )[0]

@@ -1,0 +1,31 @@
+"""What the Triton attention kernels take, told without importing Triton."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+LEAST_CAPABILITY = (8, 0)  # bf16 in the matrix units, asynchronous copies
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_HEAD_DIM = 256
+
+
+def check_limits(q: Tensor) -> None:
+    """Raises ValueError for a dtype or a head dim that the kernels do not take."""
+    if q.dtype not in DTYPES:
+        raise ValueError(
+            f"impl='triton' takes float32, float16 and bfloat16, not {str(q.dtype).removeprefix('torch.')}"
+        )
+    if q.shape[-1] > MAX_HEAD_DIM:
+        raise ValueError(f"impl='triton' takes a head dim of at most {MAX_HEAD_DIM}, not {q.shape[-1]}")
+
+
+def suits_triton(q: Tensor) -> bool:
+    """Whether impl="auto" means the Triton kernels for tensors like q."""
+    return (
+        q.is_cuda
+        and sys.platform == "linux"  # where Triton is installed
+        and q.dtype in DTYPES
+        and q.shape[-1] <= MAX_HEAD_DIM
+        and torch.cuda.get_device_capability(q.device) >= LEAST_CAPABILITY
+    )
