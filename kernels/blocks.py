@@ -21,7 +21,7 @@ class Block(NamedTuple):
     """The head dim rounded up to a power of two."""
     HEAD_DIM: int
     PRECISION: str
-    """How tl.dot multiplies float32: "ieee" or "tf32"."""
+    """How tl.dot multiplies float32: "tf32x3" or "tf32"."""
 
 
 class Rows(NamedTuple):

@@ -7,23 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import patterns, structured
-from kernels.patterns import CONV_WRAPS, KINDS, Pattern, attention_mask, dense_mask
+from kernels.patterns import Pattern, dense_mask
 from kernels.reference import attention_reference
 from kernels.structured import Windows, attention_structured
-
-ALL_RULES = [(kind, "linear") for kind in KINDS if kind != "conv"] + [("conv", wrap) for wrap in CONV_WRAPS]
-every_rule = pytest.mark.parametrize(("kind", "wrap"), ALL_RULES)
-pattern_strategy = st.builds(
-    lambda rule, text_len, height, width, kernel: Pattern(rule[0], text_len, height, width, kernel, rule[1]),
-    st.sampled_from(ALL_RULES),
-    text_len=st.integers(1, 12),
-    height=st.integers(1, 13),
-    width=st.integers(1, 40),
-    kernel=st.sampled_from([1, 3, 5, 11]),
+from tests.kernels import oracle
+from tests.kernels.oracle import (
+    assert_as_exact_as_masked_sdpa,
+    every_rule,
+    output_and_gradient,
+    packed,
+    pattern_strategy,
+    unpack,
 )
 
 
@@ -34,30 +31,8 @@ def always_tiled():
         yield
 
 
-def packed(pattern: Pattern, batch: int, heads: int, head_dim: int, seed: int = 0, dtype=torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, pattern.seq_len, 3, heads, head_dim, generator=generator, dtype=dtype)
-
-
-def unpack(qkv: Tensor) -> tuple[Tensor, ...]:
-    """q, k, v (B, H, T, D) as a model gets them: views of one projection (B, T, 3, H, D)."""
-    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def output_and_gradient(function, qkv: Tensor, pattern: Pattern, **options) -> tuple[Tensor, Tensor]:
-    qkv = qkv.detach().clone().requires_grad_()
-    o = function(*unpack(qkv), pattern, **options)
-    # A different weight on every element, so that no two errors can cancel.
-    weight = torch.linspace(-1, 1, o.numel(), dtype=torch.float64).view(o.shape)
-    (o.double() * weight).sum().backward()
-    return o.detach(), qkv.grad
-
-
-def assert_matches_reference(qkv: Tensor, pattern: Pattern, atol: float = 1e-11, **options) -> None:
-    found = output_and_gradient(attention_structured, qkv, pattern, **options)
-    expected = output_and_gradient(attention_reference, qkv, pattern, **options)
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, atol=atol, rtol=atol)
+def assert_matches_reference(qkv: Tensor, pattern: Pattern, **options) -> None:
+    oracle.assert_matches_reference(attention_structured, qkv, pattern, **options)
 
 
 @given(pattern_strategy, st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 3, 8]), st.integers(0, 99))
@@ -103,24 +78,11 @@ def test_float32_parity_at_the_papers_size(kind, wrap):
     assert (found - expected).abs().max() < 1e-5
 
 
-def assert_as_exact_as_masked_sdpa(qkv: Tensor, pattern: Pattern, prefix_lengths: Tensor | None = None) -> None:
-    """Errors of output and gradient are at most twice those of plain torch at the same dtype."""
-    positions = torch.arange(pattern.seq_len)
-    mask = attention_mask(pattern, positions, positions, prefix_lengths)
-    exact = output_and_gradient(attention_reference, qkv.double(), pattern, prefix_lengths=prefix_lengths)
-    found = output_and_gradient(attention_structured, qkv, pattern, prefix_lengths=prefix_lengths)
-    plain = output_and_gradient(lambda q, k, v, _: scaled_dot_product_attention(q, k, v, mask), qkv, pattern)
-    for x, y, z in zip(found, plain, exact, strict=True):
-        assert x.dtype == qkv.dtype
-        spacing = torch.finfo(qkv.dtype).eps * z.abs().max()
-        assert (x.double() - z).abs().max() <= 2 * (y.double() - z).abs().max() + spacing
-
-
 @every_rule
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_is_at_most_twice_that_of_masked_sdpa_in_the_same_dtype(kind, wrap, dtype):
     pattern = Pattern(kind, 20, 9, 12, 5, wrap)
-    assert_as_exact_as_masked_sdpa(packed(pattern, 2, 2, 16, dtype=dtype), pattern)
+    assert_as_exact_as_masked_sdpa(attention_structured, packed(pattern, 2, 2, 16, dtype=dtype), pattern)
 
 
 @every_rule
@@ -134,7 +96,9 @@ def test_short_sequences_in_half_precision(kind, wrap, dtype, lengths):
         mock.patch.object(structured, "MAX_WRITTEN_OUT", pattern.seq_len),
         mock.patch.object(structured, "_written_out", wraps=structured._written_out) as written_out,
     ):
-        assert_as_exact_as_masked_sdpa(packed(pattern, 2, 2, 16, dtype=dtype), pattern, prefix_lengths)
+        assert_as_exact_as_masked_sdpa(
+            attention_structured, packed(pattern, 2, 2, 16, dtype=dtype), pattern, prefix_lengths
+        )
     assert written_out.called
 
 
