@@ -12,11 +12,14 @@ nearest_triton.py (GPUs) and nearest_blocked.py (CPUs); the oracle of tests and 
 Legend: D values in each vector, K codes.
 """
 
+import sys
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.limits import LEAST_CAPABILITY
 
 Impl = Literal["auto", "triton", "blocked", "reference"]
 IMPLS = ("auto", "triton", "blocked", "reference")
@@ -89,8 +92,7 @@ def argmax_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _automatic(x: Tensor) -> str:
-    # Known without Triton, which machines without such a device need not have; the same limit as in jit.py.
-    able = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    able = x.is_cuda and sys.platform == "linux" and torch.cuda.get_device_capability(x.device) >= LEAST_CAPABILITY
     return "triton" if able and x.dtype != torch.float64 else "blocked"
 
 

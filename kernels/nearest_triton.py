@@ -20,11 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.jit import INTERPRETED, AotSpec, check_device
+from kernels.jit import INTERPRETED, AotSpec, Call, aot_spec, check_device
 from kernels.launch import Launch, tuned_launch
 
 # (bits of the wider dtype, most values of a vector) -> launch parameters. Not measured on a device yet: the largest
-# tiles that spill no registers on sm_80, sm_90 and sm_100.
+# tiles of which sm_90 spills no registers, sm_80 at most 8 bytes and sm_100 at most 144.
 LAUNCHES = {
     (32, 16): Launch(128, 128, 8, 3),
     (32, 32): Launch(128, 128, 8, 3),
@@ -161,46 +161,59 @@ def argmax_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (B, D, h, w). Raises ValueError where there is no device for it.
     """
     check_device(x)
-    rows = _as_slabs(x)
-    n_rows, n_codes = rows.shape[0] * rows.shape[1], len(weight)
+    slabs = _as_slabs(x)
+    n_rows, n_codes = slabs.shape[0] * slabs.shape[1], len(weight)
     launch, block_d = _launch(x, weight)
-    grid_rows = triton.cdiv(n_rows, launch.block_m)
-    split_size, n_splits = _splits(x.device, grid_rows, n_codes, launch.block_n)
+    split_size, n_splits = _splits(x.device, triton.cdiv(n_rows, launch.block_m), n_codes, launch.block_n)
     tops = torch.empty(n_splits, n_rows, dtype=torch.float32, device=x.device)
     indices = torch.empty(n_splits, n_rows, dtype=torch.int64, device=x.device)
-    argmax_kernel[grid_rows, n_splits](
-        rows,
-        weight,
-        bias,
-        tops,
-        indices,
-        *rows.stride(),
-        *weight.stride(),
-        0 if bias is None else bias.stride(0),
-        n_rows,
-        rows.shape[1],
-        n_codes,
-        x.shape[-1],
-        split_size,
-        BLOCK_M=launch.block_m,
-        BLOCK_N=launch.block_n,
-        BLOCK_D=block_d,
-        ONE_CHUNK=x.shape[-1] <= block_d,
-        HAS_BIAS=bias is not None,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-    )
-    return _merge(tops, indices).view(x.shape[:-1])
+    _argmax_call(slabs, weight, bias, tops, indices, split_size, launch, block_d).run()
+    if n_splits > 1:
+        merged = torch.empty(n_rows, dtype=torch.int64, device=x.device)
+        _merge_call(tops, indices, merged).run()
+        return merged.view(x.shape[:-1])
+    return indices.view(x.shape[:-1])
 
 
-def _merge(tops: Tensor, indices: Tensor) -> Tensor:
+def _argmax_call(
+    slabs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tops: Tensor,
+    indices: Tensor,
+    split_size: int,
+    launch: Launch,
+    block_d: int,
+) -> Call:
     n_splits, n_rows = tops.shape
-    if n_splits == 1:
-        return indices[0]
-    merged = torch.empty(n_rows, dtype=torch.int64, device=tops.device)
-    grid = (triton.cdiv(n_rows, MERGED_ROWS),)
-    merge_kernel[grid](tops, indices, merged, n_rows, n_splits, BLOCK=MERGED_ROWS, num_warps=4)
-    return merged
+    dim = weight.shape[1]
+    tensors = {"x": slabs, "weight": weight, "bias": bias, "tops": tops, "indices": indices}
+    x_strides = dict(zip(("stride_xb", "stride_xm", "stride_xd"), slabs.stride(), strict=True))
+    w_strides = dict(zip(("stride_wk", "stride_wd"), weight.stride(), strict=True))
+    arguments = {
+        **tensors,
+        **x_strides,
+        **w_strides,
+        "stride_bk": 0 if bias is None else bias.stride(0),
+        "n_rows": n_rows,
+        "inner": slabs.shape[1],
+        "n_codes": len(weight),
+        "dim": dim,
+        "split_size": split_size,
+        "BLOCK_M": launch.block_m,
+        "BLOCK_N": launch.block_n,
+        "BLOCK_D": block_d,
+        "ONE_CHUNK": dim <= block_d,
+        "HAS_BIAS": bias is not None,
+    }
+    grid = (triton.cdiv(n_rows, launch.block_m), n_splits)
+    return Call(argmax_kernel, grid, arguments, launch.num_warps, launch.num_stages)
+
+
+def _merge_call(tops: Tensor, indices: Tensor, merged: Tensor) -> Call:
+    n_splits, n_rows = tops.shape
+    arguments = {"tops": tops, "indices": indices, "merged": merged, "n_rows": n_rows, "n_splits": n_splits}
+    return Call(merge_kernel, (triton.cdiv(n_rows, MERGED_ROWS),), arguments | {"BLOCK": MERGED_ROWS}, 4, 3)
 
 
 def _as_slabs(x: Tensor) -> Tensor:
@@ -231,24 +244,19 @@ def _splits(device: torch.device, grid_rows: int, n_codes: int, block_n: int) ->
 
 
 def aot_specs() -> Iterator[AotSpec]:
-    """Every kernel as the table launches it, on vectors whose values lie side by side."""
+    """Every kernel as the table launches it: on feature maps of 32 x 32, channels last and first, and 8192 codes."""
+    bfloat16, float32 = torch.bfloat16, torch.float32
+    dtypes = {16: ((bfloat16, bfloat16),), 32: ((float32, float32), (bfloat16, float32))}
     for (bits, whole), launch in LAUNCHES.items():
-        for x, weight in (("bf16", "bf16"), ("fp16", "fp16")) if bits == 16 else (("fp32", "fp32"), ("bf16", "fp32")):
-            constexprs = {
-                "stride_xd": 1,
-                "stride_wd": 1,
-                "stride_bk": 1,
-                "BLOCK_M": launch.block_m,
-                "BLOCK_N": launch.block_n,
-                "BLOCK_D": whole or CHUNKS[bits],
-                "ONE_CHUNK": whole is not None,
-                "HAS_BIAS": True,
-            }
-            pointers = {"x": f"*{x}", "weight": f"*{weight}", "bias": "*fp32", "tops": "*fp32", "indices": "*i64"}
-            integers = dict.fromkeys(("stride_xb", "stride_xm", "stride_wk", "n_rows", "inner"), "i64")
-            types = pointers | integers | dict.fromkeys(("n_codes", "dim", "split_size"), "i32")
-            signature = {name: types.get(name, "constexpr") for name in argmax_kernel.arg_names}
-            label = f"nearest {x} x {weight}, D {f'<= {whole}' if whole else f'in chunks of {CHUNKS[bits]}'}"
-            yield AotSpec(label, argmax_kernel, signature, constexprs, launch.num_warps, launch.num_stages)
-    signature = {"tops": "*fp32", "indices": "*i64", "merged": "*i64", "n_rows": "i64", "n_splits": "i32"}
-    yield AotSpec("nearest merge", merge_kernel, signature | {"BLOCK": "constexpr"}, {"BLOCK": MERGED_ROWS}, 4, 3)
+        dim = whole or 256
+        for of_x, of_weight in dtypes[bits]:
+            rows = torch.empty(1, 8 * 1024, dim, dtype=of_x, device="meta")
+            maps = torch.empty(8, dim, 1024, dtype=of_x, device="meta").mT
+            weight = torch.empty(8192, dim, dtype=of_weight, device="meta")
+            bias, tops = (torch.empty(n, dtype=torch.float32, device="meta") for n in (8192, (2, 8192)))
+            indices = torch.empty(2, 8192, dtype=torch.int64, device="meta")
+            for layout, x in {"rows": rows, "maps": maps}.items():
+                call = _argmax_call(x, weight, bias, tops, indices, 4096, launch, whole or CHUNKS[bits])
+                names = " x ".join(str(dtype).removeprefix("torch.") for dtype in (of_x, of_weight))
+                yield aot_spec(f"nearest, {names}, D {f'<= {whole}' if whole else 'in chunks'}, {layout}", call)
+    yield aot_spec("nearest, merging splits", _merge_call(tops, indices, indices[0]))
