@@ -14,6 +14,13 @@ from torch import Tensor
 
 from kernels.limits import LEAST_CAPABILITY
 
+POINTED_TO = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
@@ -40,9 +47,38 @@ class AotSpec(NamedTuple):
     label: str
     kernel: Any
     signature: dict[str, str]
-    constexprs: dict[str, Any]
+    constexprs: dict[Any, Any]
+    """By name, or by the path of an element of a tuple."""
     num_warps: int
     num_stages: int
+    attrs: dict[tuple[int, ...], Any] = {}  # noqa: RUF012
+    """Which arguments are multiples of 16, by path."""
+
+
+def aot_spec(label: str, call: Call) -> AotSpec:
+    """`call` as Triton specialises it on its arguments. The tensors among them may lie on the meta device."""
+    constexprs, attrs, signature = {}, {}, {}
+    for i, parameter in enumerate(call.kernel.params):
+        value = call.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constexprs[parameter.name] = "constexpr", value
+        else:
+            signature[parameter.name] = _specialised(value, (i,), constexprs, attrs)
+    return AotSpec(label, call.kernel, signature, constexprs, call.num_warps, call.num_stages, attrs)
+
+
+def _specialised(value: Any, path: tuple[int, ...], constexprs: dict[Any, Any], attrs: dict[Any, Any]) -> Any:
+    """Triton's type of an argument: None and 1 become constants, pointers and multiples of 16 are noted as such."""
+    if isinstance(value, tuple):
+        return tuple(_specialised(x, (*path, i), constexprs, attrs) for i, x in enumerate(value))
+    if value is None or value is True or value is False or (isinstance(value, int) and value == 1):
+        constexprs[path] = value
+        return "constexpr"
+    if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        attrs[path] = [["tt.divisibility", 16]]
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return "fp32" if isinstance(value, float) else f"*{POINTED_TO[value.dtype]}"
 
 
 @cache
