@@ -36,5 +36,14 @@ class Encoder(nn.Module):
         layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], n_out, 1)))
         self.blocks = nn.Sequential(layers)
 
+    @property
+    def output_conv(self) -> nn.Conv2d:
+        """1x1: features -> z_e."""
+        return self.blocks.output.conv
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, width of the last group, H / f, W / f): all but the last convolution."""
+        return self.blocks.output.relu(self.blocks[:-1](x))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        return self.output_conv(self.features(x))

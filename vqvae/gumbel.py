@@ -1,9 +1,11 @@
 """The paper's relaxation of a categorical code (https://arxiv.org/abs/2102.12092, section 2.1 and appendix A.2)."""
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.nearest import argmax_linear
 from vqvae.losses import kl_to_uniform
 from vqvae.quantizer import Quantized, Quantizer
 from vqvae.schedules import cosine
@@ -53,6 +55,10 @@ class Gumbel(Quantizer):
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
         return z_e.argmax(dim=1)
+
+    def indices_after(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
+        """Without logits, K values for each code; they are compared in float32, also under autocast."""
+        return argmax_linear(features.movedim(1, -1), conv.weight.flatten(1), conv.bias)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         codes = torch.zeros(indices.shape[0], self.codebook_size, *indices.shape[1:], device=indices.device)

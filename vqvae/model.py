@@ -59,6 +59,9 @@ class DiscreteVAE(nn.Module):
 
     def encode_vectors(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> z_e (B, quantizer.in_channels, h, w)."""
+        return self.encoder(self._checked_pixels(images))
+
+    def _checked_pixels(self, images: Tensor) -> Tensor:
         factor = self.config.downsample_factor
         if not images.is_floating_point():
             raise ValueError(f"images have dtype {images.dtype}, expected floats in [0, 1]")
@@ -66,7 +69,7 @@ class DiscreteVAE(nn.Module):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {factor}"
             )
-        return self.encoder(map_pixels(images))
+        return map_pixels(images)
 
     def decode_codes(self, z_q: Tensor) -> tuple[Tensor, Tensor]:
         """z_q (B, quantizer.out_channels, h, w) -> mu, ln_b, each (B, 3, H, W)."""
@@ -80,7 +83,8 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) in [0, 1] -> indices (B, h, w) int64."""
-        return self.quantizer.hard_indices(self.encode_vectors(images))
+        features = self.encoder.features(self._checked_pixels(images))
+        return self.quantizer.indices_after(features, self.encoder.output_conv)
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:

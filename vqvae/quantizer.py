@@ -4,6 +4,7 @@
     relax(z_e) -> Quantized          what is trained through, in either mode
     harden(quantized) -> Quantized   the same with the hard codes
     hard_indices(z_e)                the codes' numbers
+    indices_after(features, conv)    the same of z_e = conv(features), which need not be written out for it
     indices_to_codes(indices)        the codes as the decoder knows them
     anneal(step) -> dict             moves the schedules; returns their values to log
     in_channels, out_channels        what the encoder must give, what the decoder gets
@@ -51,6 +52,10 @@ class Quantizer(nn.Module):
     def hard_indices(self, z_e: Tensor) -> Tensor:
         """z_e (B, in_channels, h, w) of any floating dtype -> (B, h, w) int64, without noise."""
         raise NotImplementedError
+
+    def indices_after(self, features: Tensor, conv: nn.Conv2d) -> Tensor:
+        """hard_indices(conv(features)) of features (B, C, h, w) and a 1x1 convolution -> (B, h, w) int64."""
+        return self.hard_indices(conv(features))
 
     def relax(self, z_e: Tensor) -> Quantized:
         """What training puts through the decoder."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from kernels.nearest import argmax_linear
 from vqvae.quantizer import Quantized, Quantizer
 from vqvae.ranks import from_first_rank, sum_over_ranks
 
@@ -123,9 +124,7 @@ class VectorQuantizer(Quantizer):
 
     def _nearest(self, z_e: Tensor) -> Tensor:
         """Unit vectors (B, D, h, w) -> (B, h, w): of codes of length 1, the one with the largest product is nearest."""
-        with torch.autocast(z_e.device.type, enabled=False):  # in bf16 many codes would tie
-            # Not argmax, which takes twice the time on CPUs; of equal ones, both name the first.
-            return torch.einsum("bdhw,kd->bhwk", z_e, self.codebook).max(dim=-1).indices
+        return argmax_linear(z_e.movedim(1, -1), self.codebook)
 
     def _sample(self, vectors: Tensor, n: int) -> Tensor:
         """n of the vectors (N, D), repeated only where there are fewer than n, and a little apart from one another."""

@@ -3,9 +3,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae.config import DiscreteVAEConfig
 from vqvae.model import DiscreteVAE
+from vqvae.pixels import map_pixels
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20), (4, 28)])
@@ -70,18 +72,40 @@ def test_tokens_do_not_depend_on_the_batch_or_the_mode(make_model, quantizer_set
 
 
 def test_bf16_autocast_and_channels_last(make_model, quantizer_settings, images):
-    """The codes are those of the vectors that autocast gives, and the picture is near the one without it."""
+    """The codes are those of what autocast gives, logits in float32, and the picture is near the one without it."""
     model = make_model(**quantizer_settings).to(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
+        features = model.encoder.features(map_pixels(images))
         z_e = model.encode_vectors(images)
         indices = model.encode(images)
         recon = model.decode(indices)
         loss = model(images).quantized.loss
-    assert z_e.dtype == torch.bfloat16
+    assert features.dtype == z_e.dtype == torch.bfloat16
+    if quantizer_settings["quantizer"] == "gumbel":
+        z_e = model.encoder.output_conv(features.float())
     assert torch.equal(indices, model.quantizer.hard_indices(z_e.float()))
     assert recon.dtype == loss.dtype == torch.float32
     torch.testing.assert_close(recon, model.decode(indices), atol=0.02, rtol=0)
+
+
+def test_encode_writes_no_logits(make_model, images):
+    """Every tensor that an operator of encode returns is smaller. (Of those inside: tests/kernels/test_nearest.py.)"""
+    model = make_model(codebook_size=4096, n_hid=8)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.numel())
+            return result
+
+    for call, least, most in ((model.encode, 0, 1), (model.encode_vectors, 1, 2)):
+        sizes.clear()
+        with Watch():
+            call(images)
+        assert least * 6 * 16 * 4096 <= max(sizes) < most * 6 * 16 * 4096
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,28 @@ def test_bf16_autocast_computes_in_float32(quantizer):
     torch.testing.assert_close(quantized.loss, expected.loss)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_indices_after_a_convolution(quantizer, layout):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(7, quantizer.in_channels, 1).to(memory_format=layout)
+    torch.nn.init.normal_(conv.weight)
+    features = torch.randn(3, 7, 4, 5).to(memory_format=layout)
+    indices = quantizer.indices_after(features, conv)
+    assert torch.equal(indices, quantizer.hard_indices(conv(features)))
+    assert len(indices.unique()) > 10
+
+
+def test_indices_after_a_convolution_under_autocast_are_of_float32():
+    """In bf16, many of the largest logits tie, and the first is hardly ever the right one."""
+    torch.manual_seed(0)
+    conv, features = torch.nn.Conv2d(64, 4096, 1), torch.randn(1, 64, 16, 16).bfloat16()
+    quantizer = build_quantizer("gumbel", 4096, 192, {})
+    exact = conv.double()(features.double()).argmax(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.indices_after(features, conv.float()), exact)
+        assert not torch.equal(quantizer.hard_indices(conv(features)), exact)
+
+
 def test_the_papers_logits_under_autocast():
     """hard_indices of a 1x1 convolution's bf16, channels-last output: the argmax of exactly these numbers."""
     torch.manual_seed(0)
