@@ -163,7 +163,7 @@ def argmax_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     check_device(x)
     slabs = _as_slabs(x)
     n_rows, n_codes = slabs.shape[0] * slabs.shape[1], len(weight)
-    launch, block_d = _launch(x, weight)
+    launch, block_d = launch_parameters(x, weight)
     split_size, n_splits = _splits(x.device, triton.cdiv(n_rows, launch.block_m), n_codes, launch.block_n)
     tops = torch.empty(n_splits, n_rows, dtype=torch.float32, device=x.device)
     indices = torch.empty(n_splits, n_rows, dtype=torch.int64, device=x.device)
@@ -226,7 +226,7 @@ def _as_slabs(x: Tensor) -> Tensor:
         return x.flatten(1, -2)
 
 
-def _launch(x: Tensor, weight: Tensor) -> tuple[Launch, int]:
+def launch_parameters(x: Tensor, weight: Tensor) -> tuple[Launch, int]:
     """Launch parameters, and how many values of the vectors are taken at once."""
     bits = 16 if x.dtype == weight.dtype and x.dtype != torch.float32 else 32
     whole = next((most for of, most in LAUNCHES if of == bits and most is not None and x.shape[-1] <= most), None)
