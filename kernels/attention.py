@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.cache_layout import cached_positions, check_cached
+from kernels.limits import MAX_NEW, needs_gradients, suits_triton
 from kernels.patterns import Pattern, attention_mask
 from kernels.reference import attention_reference
 from kernels.structured import attention_structured
 
 Impl = Literal["auto", "triton", "structured", "reference"]
 IMPLS = ("auto", "triton", "structured", "reference")
+StepImpl = Literal["auto", "triton", "structured"]
+STEP_IMPLS = ("auto", "triton", "structured")
 
 
 def attention(
@@ -70,6 +73,7 @@ def attention_step(
     *,
     scale: float | None = None,
     prefix_lengths: Tensor | None = None,
+    impl: StepImpl = "auto",
 ) -> Tensor:
     """The rows `position .. position + N - 1` of `attention`, against a cache of keys and values: one decoding step.
 
@@ -79,16 +83,19 @@ def attention_step(
     Args:
         q: (B, H, N, D), the new queries, in order.
         k, v: (B, H, S, D), S <= pattern.seq_len, the new queries' own keys and values included. What lies in slots that
-            were never filled is not attended to, but has to be finite (a zeroed static cache is).
+            were never filled is not attended to, but "structured" wants it to be finite (a zeroed static cache is).
         position: sequence position of the first query; or, for steps that are captured or compiled once for all
             positions, a 0-d integer tensor on q's device, whose value is taken on trust.
         scale, prefix_lengths: as for `attention`.
+        impl: "triton" (a kernel that reads only what is seen; without gradients), "structured" (plain torch, masked) or
+            "auto": triton where it is for `attention`, N is at most 16 and no gradients are needed; else structured.
 
     Returns:
         (B, H, N, D).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit each other or the pattern, or a cache that is too short.
+        ValueError: shapes, dtypes or devices that do not fit each other, the pattern or impl="triton", a cache that is
+            too short, or an unknown impl.
     """
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
@@ -96,15 +103,31 @@ def attention_step(
         raise ValueError(f"q, k and v do not fit: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     _check_position(position, q, k, pattern)
     _check_prefix_lengths(prefix_lengths, q, pattern)
-    return _masked_step(q, k, v, pattern, position, scale, prefix_lengths)
+    step = _step_implementation(impl, q, k, v)
+    return step(q, k, v, pattern, position, scale=scale, prefix_lengths=prefix_lengths)
 
 
-def _masked_step(
+def _step_implementation(impl: str, q: Tensor, k: Tensor, v: Tensor) -> Callable[..., Tensor]:
+    if impl not in STEP_IMPLS:
+        raise ValueError(f"unknown impl {impl!r}, expected one of {', '.join(STEP_IMPLS)}")
+    if impl == "auto":
+        suits = suits_triton(q) and q.shape[2] <= MAX_NEW and not needs_gradients(q, k, v)
+        impl = "triton" if suits else "structured"
+    if impl == "triton":
+        # Only here, as it needs Triton, and all else does without.
+        from kernels.decode import decode_step
+
+        return decode_step
+    return _structured_step
+
+
+def _structured_step(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     pattern: Pattern,
     position: int | Tensor,
+    *,
     scale: float | None,
     prefix_lengths: Tensor | None,
 ) -> Tensor:
@@ -172,5 +195,7 @@ def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pat
     if prefix_lengths.device != q.device:
         raise ValueError(f"prefix_lengths is on {prefix_lengths.device}, q on {q.device}")
     # Values on another device are not read back: waiting for it every layer would cost more than the check is worth.
-    if q.device.type == "cpu" and not ((prefix_lengths >= 0) & (prefix_lengths <= pattern.text_len)).all():
+    # Neither are they where they are not there yet.
+    read = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if read and not ((prefix_lengths >= 0) & (prefix_lengths <= pattern.text_len)).all():
         raise ValueError(f"prefix_lengths holds {prefix_lengths.tolist()}, expected 0..{pattern.text_len} (text_len)")

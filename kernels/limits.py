@@ -8,6 +8,7 @@ from torch import Tensor
 LEAST_CAPABILITY = (8, 0)  # bf16 in the matrix units, asynchronous copies
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
+MAX_NEW = 16  # queries of a decoding step: the rows of the matrix units' smallest tile
 
 
 def check_limits(q: Tensor) -> None:
@@ -29,3 +30,8 @@ def suits_triton(q: Tensor) -> bool:
         and q.shape[-1] <= MAX_HEAD_DIM
         and torch.cuda.get_device_capability(q.device) >= LEAST_CAPABILITY
     )
+
+
+def needs_gradients(*tensors: Tensor) -> bool:
+    """Whether what is computed from these has to be differentiable, which a decoding step is not."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
