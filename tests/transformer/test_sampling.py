@@ -113,6 +113,23 @@ def test_prefill_takes_in_a_given_beginning(make_prior, make_batch, block, atten
     torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("attend_pads", [True, False])
+def test_cache_by_triton_equals_the_full_forward_pass(tall, monkeypatch, attend_pads):
+    """The steps as a GPU takes them, in Triton's interpreter where there is none."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    from kernels import decode
+
+    prior, text_tokens, image_tokens = tall("row", "modulo", attend_pads)
+    prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv")]
+    expected = prior(text_tokens, image_tokens).image_logits[:, 20:]
+    steps = []
+    monkeypatch.setattr(attention, "suits_triton", lambda q: True)
+    monkeypatch.setattr(decode, "run_step", lambda *args, run=decode.run_step: steps.append(1) or run(*args))
+    decoded = decoded_logits(prior, text_tokens, image_tokens, 20)
+    assert len(steps) == 6 * 3
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(make_prior, make_batch):
     prior = make_prior()
     text_tokens, _ = make_batch(3)
