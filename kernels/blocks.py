@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from kernels.jit import INTERPRETED
 from kernels.tiles import span, span_positions
 
 
@@ -30,6 +31,17 @@ class Rows(NamedTuple):
     pointer: Any
     stride_t: Any
     stride_d: Any
+
+
+IN_INTERPRETER = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(a, b, acc, BLOCK: tl.constexpr):
+    """acc + a b in float32, acc float32 or None."""
+    if IN_INTERPRETER:  # which would multiply the bits of bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=BLOCK.PRECISION)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ Legend: B batch, H heads, T sequence, D head dim, L text_len.
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,32 +29,54 @@ from torch import Tensor
 from kernels.blocks import Block
 from kernels.flash_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.flash_forward import forward_kernel
-from kernels.jit import Call, check_device, device_function
+from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
 from kernels.launch import Launch, tuned_launch
 from kernels.limits import check_limits
-from kernels.patterns import Pattern, causal_rule
+from kernels.patterns import RULES, Pattern, causal_rule
 from kernels.tiles import CAUSAL, image_tiling
 
 # Blocks of image queries that a split of a text tile's walk has at least: 16 are all of a 32x32 grid.
 LEAST_BLOCKS_A_SPLIT = 16
 
 
-# (bits of the dtype, block of the head dim) -> launch parameters. Not measured on a device yet: chosen from what the
-# compiler reports of registers and shared memory (README.md); `python -m kernels.tune` measures.
+# (bits of the dtype, block of the head dim) -> launch parameters. They are no measurements: of those that the compiler
+# fits into registers and shared memory, the ones with the fewest passes over keys (README.md); kernels.tune measures.
 FORWARD = {
-    (16, 16): Launch(128, 64, 8, 3),
-    (16, 32): Launch(128, 64, 8, 3),
-    (16, 64): Launch(128, 64, 8, 3),
+    (16, 16): Launch(128, 64, 8, 3, 128),
+    (16, 32): Launch(128, 64, 8, 3, 128),
+    (16, 64): Launch(128, 64, 8, 3, 128),
     (16, 128): Launch(128, 64, 8, 2),
     (16, 256): Launch(64, 32, 8, 2),
     (32, 16): Launch(64, 32, 4, 2),
     (32, 32): Launch(64, 32, 4, 2),
     (32, 64): Launch(64, 32, 4, 2),
-    (32, 128): Launch(32, 32, 4, 2),
+    (32, 128): Launch(64, 32, 8, 1),
+    (32, 256): Launch(32, 16, 4, 1),
+}
+QUERY_GRADIENT = {
+    (16, 16): Launch(64, 64, 4, 3),
+    (16, 32): Launch(64, 64, 4, 3),
+    (16, 64): Launch(64, 64, 4, 3),
+    (16, 128): Launch(64, 64, 8, 2),
+    (16, 256): Launch(64, 32, 8, 2),
+    (32, 16): Launch(64, 32, 4, 2),
+    (32, 32): Launch(64, 32, 4, 2),
+    (32, 64): Launch(64, 32, 4, 2),
+    (32, 128): Launch(32, 32, 4, 1),
     (32, 256): Launch(16, 16, 4, 1),
 }
-QUERY_GRADIENT = FORWARD
-KEY_GRADIENT = FORWARD
+KEY_GRADIENT = {
+    (16, 16): Launch(64, 64, 4, 3),
+    (16, 32): Launch(64, 64, 4, 3),
+    (16, 64): Launch(64, 64, 4, 2),
+    (16, 128): Launch(64, 64, 8, 2),
+    (16, 256): Launch(32, 64, 8, 1),
+    (32, 16): Launch(32, 64, 4, 2),
+    (32, 32): Launch(32, 64, 4, 2),
+    (32, 64): Launch(32, 32, 4, 1),
+    (32, 128): Launch(32, 32, 8, 1),
+    (32, 256): Launch(16, 16, 4, 1),
+}
 TABLES = {"forward": FORWARD, "query_gradient": QUERY_GRADIENT, "key_gradient": KEY_GRADIENT}
 
 
@@ -112,7 +135,7 @@ def _query_call(kernel: Any, plan: Plan, q: Tensor, launch: Launch, arguments: d
     tiles = text_tiles + common["IMAGE"].count(plan.image_len, launch.block_m)
     masked = plan.prefix_lengths is not None or plan.text_len % launch.block_n != 0
     arguments |= common | {"text_tiles": text_tiles, "tiles": tiles, "MASK_TEXT": masked}
-    return Call(kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, launch.num_warps, launch.num_stages)
+    return Call(kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, *launch[2:])
 
 
 def forward_call(plan: Plan, launch: Launch, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> Call:
@@ -163,11 +186,39 @@ def key_gradient_call(
         "split_len": blocks_a_split * launch.block_m,
         "tiles": tiles,
     }  # fmt: skip
-    return Call(key_gradient_kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, launch.num_warps, launch.num_stages)
+    return Call(key_gradient_kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, *launch[2:])
 
 
 def _strides(**tensors: Tensor) -> dict[str, tuple[int, ...]]:
     return {f"{name}_strides": x.stride() for name, x in tensors.items()}
+
+
+def aot_specs() -> Iterator[AotSpec]:
+    """Every entry of the tables under the costliest mask, those of bfloat16 and head dim 64 under all."""
+    for bits, head_dim in FORWARD:
+        dtype = torch.float32 if bits == 32 else torch.bfloat16
+        masks = RULES if (bits, head_dim) == (16, 64) else [("conv", "modulo")]
+        for kind, wrap in masks:
+            pattern = Pattern(kind, 256, 64, 64, conv_wrap=wrap or "linear")
+            name = f"{str(dtype).removeprefix('torch.')}, D {head_dim}, {kind}{f' {wrap}' if wrap else ''}"
+            for kernel, call in _aot_calls(pattern, dtype, head_dim).items():
+                yield aot_spec(f"{kernel}, {name}", call)
+
+
+def _aot_calls(pattern: Pattern, dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
+    """The launches of one layer of B=2, H=16 whose q, k and v are views of one projection, with prefix lengths."""
+    qkv = torch.empty(2, pattern.seq_len, 3, 16, head_dim, dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    o, do, dq, dk, dv = (empty_rows(q) for _ in range(5))
+    lse, delta = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
+    parts = q.new_empty(2, 2, 16, pattern.text_len, head_dim, dtype=torch.float32)
+    plan = Plan.of(pattern, 0.125, torch.empty(2, dtype=torch.int32, device="meta"))
+    forward, query, key = (launch_parameters(kernel, q, pattern) for kernel in TABLES)
+    return {
+        "forward": forward_call(plan, forward, q, k, v, o, lse),
+        "dq": query_gradient_call(plan, query, do, q, k, v, o, lse, dq, delta),
+        "dk dv": key_gradient_call(plan, key, do, q, k, v, lse, delta, dk, dv, parts, parts),
+    }
 
 
 def empty_rows(like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ text or of the image. weights = exp2(scores - lse), the softmax; delta = sum(o d
 import triton
 import triton.language as tl
 
-from kernels.blocks import head_rows, load, store, used_text_keys, walk_keys
+from kernels.blocks import dot, head_rows, load, store, used_text_keys, walk_keys
 from kernels.tiles import span, span_positions, tile_positions
 
 
@@ -15,13 +15,13 @@ from kernels.tiles import span, span_positions, tile_positions
 def _query_gradient(state, inputs, k, v, mask, BLOCK: tl.constexpr):
     """Adds a block of keys' share of dQ."""
     q, do, lse, delta, scale_log2 = inputs
-    scores = tl.dot(q, tl.trans(k), input_precision=BLOCK.PRECISION)  # (M, N)
+    scores = dot(q, tl.trans(k), None, BLOCK)  # (M, N)
     weights = tl.exp2(scores * scale_log2 - lse[:, None])
     if mask is not None:
         weights = tl.where(mask, weights, 0.0)
-    dweights = tl.dot(do, tl.trans(v), input_precision=BLOCK.PRECISION)
+    dweights = dot(do, tl.trans(v), None, BLOCK)
     dscores = weights * (dweights - delta[:, None])
-    return (tl.dot(dscores.to(k.dtype), k, state[0], input_precision=BLOCK.PRECISION),)
+    return (dot(dscores.to(k.dtype), k, state[0], BLOCK),)
 
 
 @triton.jit
@@ -124,14 +124,14 @@ def _key_gradients(state, k, v, queries, do, lse, delta, q_pos, valid, mask, sca
     do_block = load(do, q_pos, valid, BLOCK)
     lse_block = tl.load(lse + q_pos, mask=valid, other=float("inf"))
     delta_block = tl.load(delta + q_pos, mask=valid, other=0.0)
-    scores = tl.dot(k, tl.trans(q), input_precision=BLOCK.PRECISION)  # (N, M)
+    scores = dot(k, tl.trans(q), None, BLOCK)  # (N, M)
     weights = tl.exp2(scores * scale_log2 - lse_block[None, :])
     if mask is not None:
         weights = tl.where(mask, weights, 0.0)
-    dv = tl.dot(weights.to(do_block.dtype), do_block, dv, input_precision=BLOCK.PRECISION)
-    dweights = tl.dot(v, tl.trans(do_block), input_precision=BLOCK.PRECISION)
+    dv = dot(weights.to(do_block.dtype), do_block, dv, BLOCK)
+    dweights = dot(v, tl.trans(do_block), None, BLOCK)
     dscores = weights * (dweights - delta_block[None, :])
-    dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=BLOCK.PRECISION)
+    dk = dot(dscores.to(q.dtype), q, dk, BLOCK)
     return (dk, dv)
 
 

@@ -7,7 +7,7 @@ text or of the image. acc, l_i, m_i: output, sum and maximum of the softmax so f
 import triton
 import triton.language as tl
 
-from kernels.blocks import head_rows, load, store, used_text_keys, walk_keys
+from kernels.blocks import dot, head_rows, load, store, used_text_keys, walk_keys
 from kernels.tiles import tile_positions
 
 LEAST_FLOAT32 = tl.constexpr(-3.4028234e38)
@@ -18,14 +18,14 @@ def _attend(state, inputs, k, v, mask, BLOCK: tl.constexpr):
     """Takes a block of keys into the softmax."""
     acc, l_i, m_i = state
     q, scale_log2 = inputs
-    scores = tl.dot(q, tl.trans(k), input_precision=BLOCK.PRECISION)  # (M, N)
+    scores = dot(q, tl.trans(k), None, BLOCK)  # (M, N)
     if mask is not None:
         scores = tl.where(mask, scores, float("-inf"))
     m_new = tl.maximum(m_i, tl.max(scores, 1) * scale_log2)
     weights = tl.exp2(scores * scale_log2 - m_new[:, None])
     alpha = tl.exp2(m_i - m_new)
     l_i = l_i * alpha + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * alpha[:, None], input_precision=BLOCK.PRECISION)
+    acc = dot(weights.to(v.dtype), v, acc * alpha[:, None], BLOCK)
     return (acc, l_i, m_new)
 
 

@@ -32,9 +32,14 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int = 0
+    """A thread; 0: as many as the compiler takes."""
 
     def run(self) -> None:
-        self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.max_registers:
+            options["maxnreg"] = self.max_registers
+        self.kernel[self.grid](**self.arguments, **options)
 
 
 class AotSpec(NamedTuple):
@@ -53,6 +58,7 @@ class AotSpec(NamedTuple):
     num_stages: int
     attrs: dict[tuple[int, ...], Any] = {}  # noqa: RUF012
     """Which arguments are multiples of 16, by path."""
+    max_registers: int = 0
 
 
 def aot_spec(label: str, call: Call) -> AotSpec:
@@ -64,7 +70,7 @@ def aot_spec(label: str, call: Call) -> AotSpec:
             signature[parameter.name], constexprs[parameter.name] = "constexpr", value
         else:
             signature[parameter.name] = _specialised(value, (i,), constexprs, attrs)
-    return AotSpec(label, call.kernel, signature, constexprs, call.num_warps, call.num_stages, attrs)
+    return AotSpec(label, call.kernel, signature, constexprs, call.num_warps, call.num_stages, attrs, call.max_registers)
 
 
 def _specialised(value: Any, path: tuple[int, ...], constexprs: dict[Any, Any], attrs: dict[Any, Any]) -> Any:

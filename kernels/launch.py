@@ -17,12 +17,16 @@ CACHE_VARIABLE = "IMAGEWORDS_CACHE"  # names the folder, in the place of ~/.cach
 
 
 class Launch(NamedTuple):
-    """One way of launching a kernel: rows and columns of its tiles, warps, and stages of the software pipeline."""
+    """One way of launching a kernel: rows and columns of its tiles, warps, and stages of the software pipeline.
+
+    `max_registers` a thread, where the compiler would take so many that one block fills a multiprocessor; 0: its choice.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int = 0
 
 
 def tuned_path() -> Path:
