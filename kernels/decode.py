@@ -135,6 +135,8 @@ def step_kernel(
     BLOCK: tl.constexpr,
 ):
     """Program (head, slice). o is (slices, B * H, N, D), lse (slices, B * H, N), or None where there is one slice."""
+    M: tl.constexpr = BLOCK.M  # Triton 3.6 makes no shapes out of a tuple's fields
+    D: tl.constexpr = BLOCK.D
     program, part = tl.program_id(0), tl.program_id(1)
     batch, head = program // n_head, program % n_head
     first = tl.load(position).to(tl.int32)
@@ -144,14 +146,14 @@ def step_kernel(
     entries = text_keys + local_keys
     slice_len = tl.cdiv(tl.cdiv(entries, BLOCK.N), tl.num_programs(1)) * BLOCK.N
 
-    offs_m, offs_n = tl.arange(0, BLOCK.M), tl.arange(0, BLOCK.N)
+    offs_m, offs_n = tl.arange(0, M), tl.arange(0, BLOCK.N)
     is_query = offs_m < new
     queries = load(head_rows(q, q_strides, batch, head, 0), offs_m, is_query, BLOCK)
     keys, values = head_rows(k, k_strides, batch, head, 0), head_rows(v, v_strides, batch, head, 0)
-    acc = tl.zeros([BLOCK.M, BLOCK.D], dtype=tl.float32)
-    l_i = tl.zeros([BLOCK.M], dtype=tl.float32)
+    acc = tl.zeros([M, D], dtype=tl.float32)
+    l_i = tl.zeros([M], dtype=tl.float32)
     # The least finite number, as -inf would make -inf - -inf of rows that have seen nothing so far.
-    m_i = tl.full([BLOCK.M], LEAST_FLOAT32, dtype=tl.float32)
+    m_i = tl.full([M], LEAST_FLOAT32, dtype=tl.float32)
     for start in tl.range(part * slice_len, tl.minimum((part + 1) * slice_len, entries), BLOCK.N):
         entry = start + offs_n
         slot, k_raster = _local_entry(entry - text_keys, last - text_len, ring, STRIDE)
