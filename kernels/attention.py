@@ -3,6 +3,7 @@
 Legend: B batch, H heads, T sequence, S cached keys, N new queries, D head dim.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -39,20 +40,23 @@ def attention(
     Args:
         q, k, v: (B, H, T, D) with T = pattern.seq_len, any strides, one dtype and one device.
         pattern: the mask.
-        scale: factor on the scores; None: 1 / sqrt(D).
+        scale: factor on the scores, positive; None: 1 / sqrt(D).
         prefix_lengths: (B,) int32 or int64 in [0, text_len]: image queries of sample b see only its first n text keys
             (text queries stay causal). None: all of them, as in the paper.
-        impl: "structured" (plain torch, sparse), "reference" (the explicit oracle) or "auto" (structured everywhere).
+        impl: "triton" (kernels for CUDA devices), "structured" (plain torch, sparse), "reference" (the explicit oracle)
+            or "auto": triton on CUDA devices of compute capability 8.0 or more under Linux, for float32, float16 and
+            bfloat16 and a head dim of at most 256; structured for all else.
 
     Returns:
         (B, H, T, D) in the dtype of the (autocast) inputs.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit each other or the pattern, or an unknown impl.
-        NotImplementedError: impl="triton", of which there is no kernel here.
+        ValueError: shapes, dtypes or devices that do not fit each other, the pattern or impl="triton", a scale that is
+            not positive, or an unknown impl.
     """
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
+    _check_scale(scale)
     if not q.shape == k.shape == v.shape:
         raise ValueError(f"q, k and v differ in shape: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[2] != pattern.seq_len:
@@ -61,7 +65,7 @@ def attention(
             f"({pattern.text_len} text + {pattern.height}x{pattern.width} image)"
         )
     _check_prefix_lengths(prefix_lengths, q, pattern)
-    return _implementation(impl)(q, k, v, pattern, scale=scale, prefix_lengths=prefix_lengths)
+    return _implementation(impl, q)(q, k, v, pattern, scale=scale, prefix_lengths=prefix_lengths)
 
 
 def attention_step(
@@ -95,10 +99,11 @@ def attention_step(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit each other, the pattern or impl="triton", a cache that is
-            too short, or an unknown impl.
+            too short, a scale that is not positive, or an unknown impl.
     """
     q, k, v = _autocast(q, k, v)
     _check_qkv(q, k, v)
+    _check_scale(scale)
     if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]):
         raise ValueError(f"q, k and v do not fit: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     _check_position(position, q, k, pattern)
@@ -140,13 +145,16 @@ def _structured_step(
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def _implementation(impl: str) -> Callable[..., Tensor]:
-    if impl == "triton":
-        raise NotImplementedError(
-            "impl='triton': no Triton kernel has been written yet; use 'structured' (which 'auto' means) on any device"
-        )
+def _implementation(impl: str, q: Tensor) -> Callable[..., Tensor]:
     if impl not in IMPLS:
         raise ValueError(f"unknown impl {impl!r}, expected one of {', '.join(IMPLS)}")
+    if impl == "auto":
+        impl = "triton" if suits_triton(q) else "structured"
+    if impl == "triton":
+        # Only here, as it needs Triton, and all else does without.
+        from kernels.flash import attention_flash
+
+        return attention_flash
     return attention_reference if impl == "reference" else attention_structured
 
 
@@ -181,6 +189,11 @@ def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Patte
             f"position is a tensor of shape {tuple(position.shape)}, {position.dtype}, on {position.device}, "
             f"expected a 0-d int32 or int64 tensor on {q.device}"
         )
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}, expected a positive number")
 
 
 def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pattern) -> None:

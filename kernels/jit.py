@@ -70,7 +70,8 @@ def aot_spec(label: str, call: Call) -> AotSpec:
             signature[parameter.name], constexprs[parameter.name] = "constexpr", value
         else:
             signature[parameter.name] = _specialised(value, (i,), constexprs, attrs)
-    return AotSpec(label, call.kernel, signature, constexprs, call.num_warps, call.num_stages, attrs, call.max_registers)
+    options = {name: getattr(call, name) for name in ("num_warps", "num_stages", "max_registers")}
+    return AotSpec(label, call.kernel, signature, constexprs, attrs=attrs, **options)
 
 
 def _specialised(value: Any, path: tuple[int, ...], constexprs: dict[Any, Any], attrs: dict[Any, Any]) -> Any:

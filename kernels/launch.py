@@ -19,7 +19,7 @@ CACHE_VARIABLE = "IMAGEWORDS_CACHE"  # names the folder, in the place of ~/.cach
 class Launch(NamedTuple):
     """One way of launching a kernel: rows and columns of its tiles, warps, and stages of the software pipeline.
 
-    `max_registers` a thread, where the compiler would take so many that one block fills a multiprocessor; 0: its choice.
+    `max_registers` a thread: where the compiler takes so many that one block fills a multiprocessor; 0: its choice.
     """
 
     block_m: int

@@ -44,9 +44,13 @@ def test_implementations_agree(kind, wrap, size):
         torch.testing.assert_close(o, outputs[0])
 
 
-def test_triton_says_why_not():
-    with pytest.raises(RuntimeError, match="no Triton kernel has been written yet"):
-        attention(*qkv(TOY), TOY, impl="triton")
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_scales_that_are_not_positive_are_refused(scale):
+    q, k, v = qkv(TOY)
+    with pytest.raises(ValueError, match=f"scale is {scale}, expected a positive number"):
+        attention(q, k, v, TOY, scale=scale)
+    with pytest.raises(ValueError, match=f"scale is {scale}, expected a positive number"):
+        attention_step(q[:, :, 3:4], k, v, TOY, 3, scale=scale)
 
 
 def test_unknown_impl_lists_the_known():
