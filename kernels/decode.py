@@ -29,14 +29,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.blocks import Block, Rows, head_rows, load, store, used_text_keys
-from kernels.jit import INTERPRETED, AotSpec, Call, aot_spec, check_device, device_function
+from kernels.blocks import Block, Rows, dot, head_rows, load, store, used_text_keys
+from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
 from kernels.launch import Launch, tuned_launch
 from kernels.limits import MAX_NEW, check_limits, needs_gradients
 from kernels.patterns import RULES, Pattern
 
 LEAST_FLOAT32 = tl.constexpr(-3.4028234e38)
-WIDENED = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16 as integers
 
 # A list is cut until the programs would fill a large GPU twice, but not into slices so short that merging costs more.
 PROGRAMS = 264
@@ -93,22 +92,15 @@ def _seen(
 
 
 @triton.jit
-def _dot(a, b, BLOCK: tl.constexpr):
-    if WIDENED:
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision=BLOCK.PRECISION)
-
-
-@triton.jit
 def _scores(q, k, BLOCK: tl.constexpr):
     """(M, D) and (N, D) -> (M, N) in float32."""
-    return _dot(q, tl.trans(k), BLOCK) if BLOCK.M > 1 else tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :]
+    return dot(q, tl.trans(k), None, BLOCK) if BLOCK.M > 1 else tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :]
 
 
 @triton.jit
 def _weighted(weights, v, BLOCK: tl.constexpr):
     """(M, N) and (N, D) -> (M, D) in float32."""
-    return _dot(weights.to(v.dtype), v, BLOCK) if BLOCK.M > 1 else tl.sum(tl.trans(weights) * v, 0)[None, :]
+    return dot(weights.to(v.dtype), v, None, BLOCK) if BLOCK.M > 1 else tl.sum(tl.trans(weights) * v, 0)[None, :]
 
 
 @triton.jit
@@ -232,7 +224,7 @@ def launch_parameters(q: Tensor, pattern: Pattern) -> Launch:
 def split_count(pattern: Pattern, heads: int, new: int, slots: int) -> int:
     """Into how many slices the list of keys of each of `heads` (B * H) is cut: a function of shapes alone."""
     keys = pattern.text_len + (pattern.height if _stride(pattern, new) > 1 else slots - pattern.text_len)
-    return max(1, min(triton.cdiv(PROGRAMS, heads), triton.cdiv(keys, SLICE_KEYS), MAX_SPLITS))
+    return max(1, min(triton.cdiv(PROGRAMS, heads), keys // SLICE_KEYS, MAX_SPLITS))
 
 
 def _stride(pattern: Pattern, new: int) -> int:
