@@ -44,7 +44,8 @@ def argmax_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl
             "auto": triton on CUDA devices that can run it, unless in float64; else blocked.
 
     Returns:
-        (...) int64. Memory beside it: a few values a vector ("triton"), or as `argmax_blocked` says.
+        (...) int64. Memory beside it: two values a vector and split of the codes ("triton"), or as `argmax_blocked`
+        says and, of an x whose leading dimensions are not one stride apart, a copy ("blocked").
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, an unknown impl, or one that cannot run on this device.
