@@ -23,11 +23,13 @@ from torch import Tensor
 from kernels.jit import INTERPRETED, AotSpec, Call, aot_spec, check_device
 from kernels.launch import Launch, tuned_launch
 
-# (bits of the wider dtype, most values of a vector) -> launch parameters. Not measured on a device yet: the largest
-# tiles of which sm_90 spills no registers, sm_80 at most 8 bytes and sm_100 at most 144.
+# (bits of the wider dtype, most values of a vector) -> launch parameters. Not measured on a device yet: chosen from what
+# the compiler reports (`python -m kernels.resources`). Short vectors, whose reduction takes as long as their products,
+# get tiles of which two blocks fit on a multiprocessor of sm_90, so that one multiplies while the other reduces; long
+# ones the tiles with the most products for each value loaded. Only of the last does sm_100 spill, 144 bytes at most.
 LAUNCHES = {
-    (32, 16): Launch(128, 128, 8, 3),
-    (32, 32): Launch(128, 128, 8, 3),
+    (32, 16): Launch(128, 64, 8, 3),
+    (32, 32): Launch(128, 64, 8, 3),
     (32, None): Launch(128, 128, 8, 4),
     (16, 16): Launch(128, 64, 8, 3),
     (16, 32): Launch(128, 64, 8, 3),
@@ -207,7 +209,7 @@ def _argmax_call(
         "HAS_BIAS": bias is not None,
     }
     grid = (triton.cdiv(n_rows, launch.block_m), n_splits)
-    return Call(argmax_kernel, grid, arguments, launch.num_warps, launch.num_stages)
+    return Call(argmax_kernel, grid, arguments, *launch[2:])
 
 
 def _merge_call(tops: Tensor, indices: Tensor, merged: Tensor) -> Call:
