@@ -334,7 +334,7 @@ def _refuse_second_gradients(ctx: Any, *_: Any) -> NoReturn:
 
 def _refuse_vmap(info: Any, in_dims: Any, *_: Any, **__: Any) -> NoReturn:
     raise RuntimeError(
-        "attention by impl='triton' is not for torch.func.vmap; make the mapped dimension part of the batch"
+        "attention by impl='triton' is not for torch.func.vmap: make that dimension part of B"
     )
 
 
