@@ -52,8 +52,10 @@ def _query_gradient_tile(
     lse_tile = tl.load(lse + q_pos, mask=q_valid, other=float("inf"))  # of no weight
     delta_tile = tl.sum(load(o, q_pos, q_valid, BLOCK).to(tl.float32) * do_tile.to(tl.float32), 1)
     tl.store(delta + q_pos, delta_tile, mask=q_valid)
+    M: tl.constexpr = BLOCK.M
+    D: tl.constexpr = BLOCK.D
     state = walk_keys(
-        _query_gradient, (tl.zeros([BLOCK.M, BLOCK.D], dtype=tl.float32),),
+        _query_gradient, (tl.zeros([M, D], dtype=tl.float32),),
         (q, do_tile, lse_tile, delta_tile, scale_log2),
         keys, values, text_keys, text_values, used_text, MASK_TEXT, tile, q_pos, length, RULE, TILING, BLOCK,
     )  # fmt: skip
@@ -215,7 +217,9 @@ def key_gradient_kernel(
         head_rows(q, q_strides, batch, head, text_len),
         head_rows(do, do_strides, batch, head, text_len),
     )
-    state = (tl.zeros([BLOCK.N, BLOCK.D], dtype=tl.float32), tl.zeros([BLOCK.N, BLOCK.D], dtype=tl.float32))
+    N: tl.constexpr = BLOCK.N
+    D: tl.constexpr = BLOCK.D
+    state = (tl.zeros([N, D], dtype=tl.float32), tl.zeros([N, D], dtype=tl.float32))
     if program < text_tiles * splits:
         tile, split = program // splits, program % splits
         k_pos, valid = tile_positions(tile, text_len, CAUSAL, BLOCK.N)

@@ -49,10 +49,12 @@ def _forward_tile(
 ):
     q_pos, q_valid = tile_positions(tile, length, TILING, BLOCK.M)
     q = load(queries, q_pos, q_valid, BLOCK)
-    acc = tl.zeros([BLOCK.M, BLOCK.D], dtype=tl.float32)
-    l_i = tl.zeros([BLOCK.M], dtype=tl.float32)
+    M: tl.constexpr = BLOCK.M
+    D: tl.constexpr = BLOCK.D
+    acc = tl.zeros([M, D], dtype=tl.float32)
+    l_i = tl.zeros([M], dtype=tl.float32)
     # The least finite number, as -inf would make -inf - -inf of rows that are masked so far.
-    m_i = tl.full([BLOCK.M], LEAST_FLOAT32, dtype=tl.float32)
+    m_i = tl.full([M], LEAST_FLOAT32, dtype=tl.float32)
     acc, l_i, m_i = walk_keys(
         _attend, (acc, l_i, m_i), (q, scale_log2), keys, values, text_keys, text_values, used_text, MASK_TEXT,
         tile, q_pos, length, RULE, TILING, BLOCK,
