@@ -34,7 +34,14 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
     beside.replace(path)
 
 
-def round_to_4_digits(value: float | int | str) -> float | int | str:
+def rounded(value: Any) -> Any:
+    """What JSON can hold, with 4 digits of every float in it."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list | tuple) else round_to_4_digits(value)
+
+
+def round_to_4_digits(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
