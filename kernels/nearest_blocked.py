@@ -23,10 +23,10 @@ NARROWING_BLOCK_VALUES, NARROWING_LEAST_ROWS = 2**22, 256
 NARROWING_LEAST_DIM = 32  # below, the products are not what takes the time
 NARROWING_LEAST_WEIGHT = 2**17  # values in the weight: below, there is nothing to save
 GROUP = 16  # codes whose largest product is looked at before each of theirs is
-MOST_CANDIDATES = 16  # groups, and codes, left in a row that is decided from its candidates
+MOST_CANDIDATES = 32  # groups, and codes, left in a row that is decided from its candidates
 CACHED_VALUES = 2**15  # that are rounded, or multiplied in float64, at once
 
-BFLOAT16_STEP = 2.0**-8  # distance of neighbours, relative; rounding is off by half of it
+BFLOAT16_ROUNDING = 2.0**-8  # most that it is off by, relative: half the distance of neighbours
 SAFE_NORMS = (1e-12, 1e12)  # of rows, whose squares neither vanish nor overflow in float32
 
 
@@ -94,8 +94,7 @@ def _narrowing_pays(weight: Tensor) -> bool:
 
 
 def _has_matrix_units() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.11
-    return bool(capabilities.get("amx_bf16", False))
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 class _Rounded(NamedTuple):
@@ -179,7 +178,7 @@ def _threshold(top: Tensor, x: _Rounded, codes: _Rounded) -> Tensor:
     summing = x.values.shape[1] * 2.0**-22  # twice to four times what any order of summing can be off by
     rounded_norm = x.norm + x.error
     largest_error = 1.02 * (x.error * norm + rounded_norm * error) + 2 * summing * rounded_norm * (norm + error)
-    share = 1.02 * (BFLOAT16_STEP / 2 + summing)
+    share = 1.02 * (BFLOAT16_ROUNDING + summing)
     to_reach = top - share * top.abs() - 2 * largest_error
     return to_reach - 2 * share * to_reach.abs()
 

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+import triton
+import triton.language as tl
+
 from kernels import nearest_triton
 from kernels.nearest import METRICS, argmax_linear, nearest_code
 from tests.kernels.nearest_oracle import (
@@ -70,6 +73,27 @@ def test_the_first_of_equal_codes(way, rows, dim):
     check(indices, x, weight, bias)
     firsts = (copies[:, None] == torch.arange(23)).int().argmax(dim=0)
     assert torch.equal(indices, firsts[copies[indices]])
+
+
+@triton.jit
+def split_kernel(values, high, low, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    value = tl.load(values + offs)
+    hi = nearest_triton.tf32_round(value)
+    tl.store(high + offs, hi)
+    tl.store(low + offs, nearest_triton.tf32_round(value - hi))
+
+
+def test_two_numbers_of_the_matrix_units_make_a_float32():
+    """Which drop what is below 10 bits behind the point; the interpreter would not."""
+    values = (normal(1024) * 10.0 ** normal(1024, seed=1)).to(DEVICE)
+    values[:3] = torch.tensor([1 + 2.0**-11, -1 - 2.0**-11 + 2.0**-23, 2 - 2.0**-23])
+    high, low = torch.empty_like(values), torch.empty_like(values)
+    split_kernel[1,](values, high, low, BLOCK=1024)
+    for part in (high, low):
+        assert (part.view(torch.int32) & 0x1FFF == 0).all()
+    assert ((values - high).abs() <= 2.0**-11 * values.abs()).all()
+    assert ((values.double() - high.double() - low.double()).abs() <= 2.0**-22 * values.double().abs()).all()
 
 
 @every_way

@@ -41,25 +41,45 @@ def test_narrowing_leaves_what_it_cannot_decide():
     assert not decided(x, weight).any()
 
 
+everything_decided = mock.patch.object(nearest_blocked, "MOST_CANDIDATES", 10_000)
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**30), st.integers(-14, 2), st.sampled_from([0.0, 1.0, 1e3]))
-def test_narrowing_keeps_the_best(seed, spread, bias_size):
-    """Codes ever closer to each other: never decided wrongly, however few are decided."""
+@given(st.integers(0, 2**30), st.integers(-14, 2), st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([0.0, 1e2, -1e3]))
+def test_narrowing_keeps_the_best(seed, spread, bias_size, offset):
+    """Codes ever closer to each other, and products ever coarser beside a bias: never decided wrongly."""
     weight = normal(1, 40, seed=seed) + 2.0**spread * normal(90, 40, seed=seed + 1)
-    decided(normal(30, 40, seed=seed + 2), weight, bias_size * normal(90, seed=seed + 3))
+    with everything_decided:
+        decided(normal(30, 40, seed=seed + 2), weight, offset + bias_size * normal(90, seed=seed + 3))
 
 
-def test_a_bound_that_is_too_tight_is_caught():
-    """The planted fault: the bound without the part of the rounding of x and of the codes."""
+@pytest.mark.parametrize("offset", [0, 64, 1000, -1000])
+def test_narrowing_at_the_edges_of_rounding(offset):
+    """x is rounded down where the one code looks, up where the other does; the scores, too, in opposite directions."""
+    x = torch.cat([torch.full((32,), 1 + 0.99 * 2.0**-8), torch.full((32,), 1 - 0.99 * 2.0**-9)])[None]
+    weight = torch.zeros(2, 64)
+    weight[0, :32] = weight[1, 32:] = 1
+    steps = torch.arange(-600, 600) / 64
+    with everything_decided:
+        for step in steps:
+            decided(x, weight, torch.stack([step + offset, step + offset + 0.18]))
+
+
+def test_a_bound_without_the_rounding_of_x_and_of_the_codes_is_caught():
     x, weight = normal(300, 256), normal(1, 256, seed=1) + 0.01 * normal(700, 256, seed=2)
 
     def threshold(top: Tensor, x: nearest_blocked._Rounded, codes: nearest_blocked._Rounded) -> Tensor:
-        return top - 2.0**-8 * top.abs()
+        return top - 2 * nearest_blocked.BFLOAT16_ROUNDING * top.abs()
 
     decided(x, weight)
     with (
         mock.patch.object(nearest_blocked, "_threshold", threshold),
-        mock.patch.object(nearest_blocked, "MOST_CANDIDATES", 10_000),
+        everything_decided,
         pytest.raises(AssertionError),
     ):
         decided(x, weight)
+
+
+def test_a_bound_with_half_the_rounding_of_products_is_caught():
+    with mock.patch.object(nearest_blocked, "BFLOAT16_ROUNDING", 2.0**-9), pytest.raises(AssertionError):
+        test_narrowing_at_the_edges_of_rounding(1000)
