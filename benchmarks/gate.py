@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 from benchmarks.contestants import Attend
 from kernels.patterns import Pattern, attention_mask
 
-# Largest error allowed: in half precision, a few times by how much PyTorch's own attention is off. Where one of n keys is
-# missed, the error of random values is about 1 / sqrt(n): 0.06 under row at 32x32, 0.05 at 128x128.
+# Largest error allowed: in half precision, a few times by how much PyTorch's own attention is off. Where one of n keys
+# is missed, the error of random values is about 1 / sqrt(n): 0.06 under row at 32x32, 0.05 at 128x128.
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 TILE = 64  # positions whose error is taken together
 
@@ -96,11 +96,11 @@ def _tile_norms(x: Tensor) -> Tensor:
     return pad(squares, (0, -len(squares) % TILE)).view(-1, TILE).sum(dim=1).sqrt()
 
 
-def check(found: Errors, dtype: torch.dtype) -> None:
+def check(found: Errors, dtype: torch.dtype, pattern: Pattern) -> None:
     """Raises ValueError for errors beyond what the dtype allows."""
     tolerance = TOLERANCES[dtype]
     if not all(error <= tolerance for error in found):  # NaN is no less than anything
         raise ValueError(
-            f"wrong: error {found.output:.1e} of the output, {found.gradients:.1e} of the gradients, "
+            f"wrong under {pattern}: error {found.output:.1e} of the output, {found.gradients:.1e} of the gradients, "
             f"allowed {tolerance:.0e}; not timed"
         )

@@ -62,7 +62,7 @@ def admit(inputs: Inputs, contestants: Sequence[Contestant]) -> tuple[Admitted, 
         try:
             attend = make()
             found = errors(results_of(attend, inputs), exact[pattern])
-            check(found, inputs.q.dtype)
+            check(found, inputs.q.dtype, pattern)
         except Exception as error:  # a competitor's failure, of whatever kind, is a result
             if name == OURS:
                 raise

@@ -38,7 +38,7 @@ def test_the_heads_that_are_checked():
 def test_right_results_pass_in_every_dtype(dtype):
     inputs = Inputs.random(SHAPE, dtype, "cpu")
     found = errors(results_of(masked(dense_mask(PATTERN)), inputs), exact_results(inputs, PATTERN))
-    check(found, dtype)
+    check(found, dtype, PATTERN)
     assert 0 < found.output < 1e-2
     assert 0 < found.gradients < 1e-2
 
@@ -52,8 +52,10 @@ def test_a_span_that_misses_its_last_key_does_not_pass(dtype, rows):
     mask[rows] &= offsets[rows] != PATTERN.width
     inputs = Inputs.random(SHAPE, dtype, "cpu")
     found = errors(results_of(masked(mask), inputs), exact_results(inputs, PATTERN))
-    with pytest.raises(ValueError, match="wrong: error .* of the output, .* of the gradients, allowed .*; not timed"):
-        check(found, dtype)
+    with pytest.raises(
+        ValueError, match=r"wrong under Pattern.*: error .* of the output, .* of the gradients, allowed .*; not timed"
+    ):
+        check(found, dtype, PATTERN)
 
 
 @pytest.mark.parametrize("name", Results._fields)
@@ -63,10 +65,10 @@ def test_each_result_is_checked(name):
     exact = exact_results(inputs, PATTERN)
     for wrong in (getattr(right, name).clone().index_fill_(2, torch.tensor(40), value) for value in (0, math.nan)):
         with pytest.raises(ValueError, match="wrong"):
-            check(errors(right._replace(**{name: wrong}), exact), torch.float32)
+            check(errors(right._replace(**{name: wrong}), exact), torch.float32, PATTERN)
 
 
 @pytest.mark.parametrize("found", [Errors(math.nan, 0), Errors(0, math.nan), Errors(2e-5, 0), Errors(0, 2e-5)])
 def test_errors_beyond_the_dtypes_are_refused(found):
     with pytest.raises(ValueError, match="allowed 1e-05"):
-        check(found, torch.float32)
+        check(found, torch.float32, PATTERN)

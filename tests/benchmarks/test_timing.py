@@ -1,8 +1,10 @@
 """Turns, medians and clocks, with time made up."""
 
 import pytest
+import torch
 
-from benchmarks.timing import HostClock, Timing, make_clock, time_in_turn
+from benchmarks import timing
+from benchmarks.timing import DeviceClock, HostClock, Timing, make_clock, time_in_turn
 
 
 def test_all_run_in_turn_and_warm_up_does_not_count():
@@ -36,3 +38,36 @@ def test_a_host_clock_counts_milliseconds_of_the_run_alone():
 def test_a_clock_that_cannot_see_the_work_is_refused(name, device):
     with pytest.raises(ValueError, match=f"--clock {name} cannot time work on {device}"):
         make_clock(name, device)
+
+
+def test_a_device_clock_flushes_first_and_waits_for_the_end(monkeypatch):
+    seen = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            seen.append("record")
+
+        def synchronize(self):
+            seen.append("synchronize")
+
+        def elapsed_time(self, end):
+            return 1.5
+
+    monkeypatch.setattr(timing, "FLUSH_BYTES", 1000)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = DeviceClock("cpu")
+    clock.flushed.fill_(1)
+    assert clock(lambda: seen.append(f"run, {int(clock.flushed.sum())} left")) == 1.5
+    assert seen == ["record", "run, 0 left", "record", "synchronize"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_clock_sees_the_work_on_the_device():
+    x = torch.randn(4096, 4096, device="cuda")
+    clock = make_clock("events", "cuda")
+    times = time_in_turn({"one": lambda: x @ x, "four": lambda: [x @ x for _ in range(4)]}, clock, repeats=9)
+    assert 2 < times["four"].ms / times["one"].ms < 8
