@@ -34,7 +34,7 @@ def argmax_blocked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (N, D), weight (K, D), bias (K,) or None -> (N,) int64, computed in float32, or float64 of float64 tensors.
 
     Takes, beside copies of x and of the weight where their dtype is another, memory for max(2^20, 64 K) products; with
-    the narrowing pass max(2^22, 256 K) in bfloat16, and a weight in bfloat16.
+    the narrowing pass for max(2^22, 256 K) in bfloat16, the weight in bfloat16 and the rows that it leaves undecided.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
