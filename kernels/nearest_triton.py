@@ -23,7 +23,7 @@ from torch import Tensor
 from kernels.jit import INTERPRETED, AotSpec, Call, aot_spec, check_device
 from kernels.launch import Launch, tuned_launch
 
-# (bits of the wider dtype, most values of a vector) -> launch parameters. Not measured on a device yet: chosen from
+# (bits of the dtype that holds both's values, most values of a vector) -> launch parameters. Not measured on a device yet: chosen from
 # what the compiler reports (`python -m kernels.resources`). Short vectors, whose reduction takes as long as their
 # products, get tiles of which two blocks fit on a multiprocessor of sm_90, so that one multiplies while the other
 # reduces; long ones the tiles with the most products a value loaded. Of these alone sm_100 spills, at most 144 bytes.
@@ -230,9 +230,10 @@ def _as_slabs(x: Tensor) -> Tensor:
 
 def launch_parameters(x: Tensor, weight: Tensor) -> tuple[Launch, int]:
     """Launch parameters, and how many values of the vectors are taken at once."""
-    bits = 16 if x.dtype == weight.dtype and x.dtype != torch.float32 else 32
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    bits = 8 * dtype.itemsize
     whole = next((most for of, most in LAUNCHES if of == bits and most is not None and x.shape[-1] <= most), None)
-    tuned = tuned_launch(x.device, "nearest", x.dtype, whole or CHUNKS[bits], "whole" if whole else "chunks")
+    tuned = tuned_launch(x.device, "nearest", dtype, whole or CHUNKS[bits], "whole" if whole else "chunks")
     return tuned or LAUNCHES[bits, whole], whole or CHUNKS[bits]
 
 
