@@ -33,6 +33,7 @@ class Rows(NamedTuple):
     stride_d: Any
 
 
+LEAST_FLOAT32 = tl.constexpr(-3.4028234e38)
 IN_INTERPRETER = tl.constexpr(INTERPRETED)
 
 

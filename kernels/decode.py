@@ -29,13 +29,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.blocks import Block, Rows, dot, head_rows, load, store, used_text_keys
+from kernels.blocks import LEAST_FLOAT32, Block, Rows, dot, head_rows, load, store, used_text_keys
 from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
 from kernels.launch import Launch, tuned_launch
 from kernels.limits import MAX_NEW, check_limits, needs_gradients
 from kernels.patterns import RULES, Pattern
-
-LEAST_FLOAT32 = tl.constexpr(-3.4028234e38)
 
 # A list is cut until the programs would fill a large GPU twice, but not into slices so short that merging costs more.
 PROGRAMS = 264

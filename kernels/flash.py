@@ -333,9 +333,7 @@ def _refuse_second_gradients(ctx: Any, *_: Any) -> NoReturn:
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *_: Any, **__: Any) -> NoReturn:
-    raise RuntimeError(
-        "attention by impl='triton' is not for torch.func.vmap: make that dimension part of B"
-    )
+    raise RuntimeError("attention by impl='triton' is not for torch.func.vmap: make that dimension part of B")
 
 
 _attention.register_autograd(_gradients, setup_context=_save)

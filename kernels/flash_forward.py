@@ -7,10 +7,8 @@ text or of the image. acc, l_i, m_i: output, sum and maximum of the softmax so f
 import triton
 import triton.language as tl
 
-from kernels.blocks import dot, head_rows, load, store, used_text_keys, walk_keys
+from kernels.blocks import LEAST_FLOAT32, dot, head_rows, load, store, used_text_keys, walk_keys
 from kernels.tiles import tile_positions
-
-LEAST_FLOAT32 = tl.constexpr(-3.4028234e38)
 
 
 @triton.jit

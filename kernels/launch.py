@@ -7,6 +7,8 @@ user's back: a first call compiles one kernel of each kind and no more.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -45,10 +47,25 @@ def tuned_launch(device: torch.device, kernel: str, dtype: torch.dtype, head_dim
     Raises:
         ValueError: the file of tuned parameters is damaged; it says which file.
     """
+    if kernel in _on_trial:
+        return _on_trial[kernel]
     if device.type != "cuda":
         return None
     key = tuning_key(torch.cuda.get_device_name(device), kernel, dtype, head_dim, kind)
     return _load(tuned_path()).get(key)
+
+
+@contextmanager
+def trying(kernel: str, launch: Launch) -> Iterator[None]:
+    """Inside, `kernel` is launched so, whatever was tuned."""
+    _on_trial[kernel] = launch
+    try:
+        yield
+    finally:
+        del _on_trial[kernel]
+
+
+_on_trial: dict[str, Launch] = {}
 
 
 def store_tuned(launches: dict[str, Launch]) -> Path:
