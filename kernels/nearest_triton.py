@@ -23,10 +23,11 @@ from torch import Tensor
 from kernels.jit import INTERPRETED, AotSpec, Call, aot_spec, check_device
 from kernels.launch import Launch, tuned_launch
 
-# (bits of the dtype that holds both's values, most values of a vector) -> launch parameters. Not measured on a device yet: chosen from
-# what the compiler reports (`python -m kernels.resources`). Short vectors, whose reduction takes as long as their
-# products, get tiles of which two blocks fit on a multiprocessor of sm_90, so that one multiplies while the other
-# reduces; long ones the tiles with the most products a value loaded. Of these alone sm_100 spills, at most 144 bytes.
+# (bits of a dtype that holds the values of both, most values of a vector) -> launch parameters. Not measured on a
+# device yet: chosen from what the compiler reports (`python -m kernels.resources`). Short vectors, whose reduction
+# takes as long as their products, get tiles of which two blocks fit on a multiprocessor of sm_90, so that one
+# multiplies while the other reduces; long ones the tiles with the most products a value loaded. Of these alone sm_100
+# spills, at most 144 bytes.
 LAUNCHES = {
     (32, 16): Launch(128, 64, 8, 3),
     (32, 32): Launch(128, 64, 8, 3),
