@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.limits import LEAST_CAPABILITY
+from kernels.limits import LEAST_CAPABILITY, is_capable
 
 POINTED_TO = {
     torch.float32: "fp32",
@@ -103,8 +103,8 @@ def check_device(x: Tensor) -> None:
             f"Triton kernels run on CUDA devices, these tensors are on {x.device}; "
             "for a test without one, set TRITON_INTERPRET=1 in the environment before the first import"
         )
-    if (capability := torch.cuda.get_device_capability(x.device)) < LEAST_CAPABILITY:
+    if not is_capable(x.device):
+        least, found = LEAST_CAPABILITY, torch.cuda.get_device_capability(x.device)
         raise ValueError(
-            f"Triton kernels need compute capability {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}, "
-            f"{torch.cuda.get_device_name(x.device)} has {capability[0]}.{capability[1]}"
+            f"Triton kernels need compute capability {least[0]}.{least[1]}, {x.device} has {found[0]}.{found[1]}"
         )

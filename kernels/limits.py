@@ -28,8 +28,14 @@ def suits_triton(q: Tensor) -> bool:
         and sys.platform == "linux"  # where Triton is installed
         and q.dtype in DTYPES
         and q.shape[-1] <= MAX_HEAD_DIM
-        and torch.cuda.get_device_capability(q.device) >= LEAST_CAPABILITY
+        and is_capable(q.device)
     )
+
+
+@torch.compiler.assume_constant_result  # compilers cannot look into the question
+def is_capable(device: torch.device) -> bool:
+    """Whether kernels can be compiled for a CUDA device."""
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 def needs_gradients(*tensors: Tensor) -> bool:

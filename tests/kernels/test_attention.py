@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import IMPLS, attention, attention_step
+from kernels.limits import is_capable, suits_triton
 from kernels.patterns import CONV_WRAPS, KINDS, Pattern
 from kernels.reference import attention_reference
 
@@ -184,3 +185,32 @@ def test_a_step_whose_heads_do_not_fit_is_refused():
         attention_step(q[:, :1, :1], k, v, TOY, 3)
     with pytest.raises(ValueError, match="do not fit"):
         attention_step(q[:, :, 3:4], k, v[:, :, :-1], TOY, 3)
+
+
+class OnAGpu:
+    """As much of a CUDA tensor as the choice of an implementation looks at."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+    def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
+        self.dtype, self.shape = dtype, (1, 1, 9, head_dim)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "capability", "platform", "suits"),
+    [
+        (torch.bfloat16, 64, (9, 0), "linux", True),
+        (torch.float32, 256, (8, 0), "linux", True),
+        (torch.float64, 64, (9, 0), "linux", False),
+        (torch.float16, 257, (9, 0), "linux", False),
+        (torch.float16, 64, (7, 5), "linux", False),
+        (torch.float16, 64, (9, 0), "win32", False),
+    ],
+)
+def test_auto_chooses_by_device_dtype_and_head_dim(monkeypatch, dtype, head_dim, capability, platform, suits):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("sys.platform", platform)
+    assert suits_triton(OnAGpu(dtype, head_dim)) == suits
+    assert not suits_triton(torch.zeros(1, 1, 9, 64))
+    if suits or capability < (8, 0):
+        assert is_capable(OnAGpu.device) == suits
