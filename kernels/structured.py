@@ -19,6 +19,7 @@ Legend: B batch, H heads, N = B * H, T sequence, D head dim, W windows of M quer
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +32,14 @@ from kernels.patterns import Pattern, attends_image, attention_mask
 # A score that drops out of any softmax. Finite, so that a query whose every text key is masked gets a meaningless but
 # finite output with weight exp(-1e30) = 0, where infinity would give inf - inf.
 MASKED = -1e30
-# Shortest tile of queries: PyTorch's CPU kernel works on blocks of 32 queries, shorter tiles leave them part empty.
+# Shortest tile of queries: PyTorch's CPU kernel works on blocks of 32 queries, shorter tiles leave them part empty. Where
+# tiles see more than twice as many keys before them, they are twice as long (conv at 32x32: 40.2 ms, 38.2 so).
 MIN_TILE = 32
 # Up to this many positions one masked call over the whole sequence beats several over its parts (measured, README.md).
 MAX_SINGLE_TILE = 224
+# Most that one call of the backward pass may return of dK, and of dV, in bytes. What windows overlap is returned several
+# times: bands of one row of conv at 32x32 have six times the keys, 10 MB for 8 heads of 64: 15 ms in one call, 11 in four.
+MAX_GRADIENT_BYTES = 2**21
 # In these, the backward pass of PyTorch's CPU kernel takes three to ten times its forward pass; plain matrix products
 # are quicker (one thread, B=64, H=4, D=64, 84 positions: 68 ms in all with the one, 23 ms with the others).
 SLOW_BACKWARD = frozenset({torch.bfloat16, torch.float16})
@@ -57,6 +62,10 @@ class Windows(NamedTuple):
     @classmethod
     def one(cls, start: int, length: int) -> "Windows":
         return cls(start, 1, length, length)
+
+    def some(self, first: int, count: int) -> "Windows":
+        """At most `count` of them from number `first` on."""
+        return self._replace(start=self.start + first * self.step, count=min(count, self.count - first))
 
     def of(self, x: Tensor) -> Tensor:
         """(N, T, ...) -> a view (N, count, length, ...)."""
@@ -88,12 +97,26 @@ class Part(NamedTuple):
     mask: Tensor | None = None
     is_causal: bool = False
 
+    def pieces(self, dk: Tensor) -> Iterator["Part"]:
+        """The same in calls whose gradients of keys, in the type of `dk` (N, T, D), stay in the cache."""
+        window_bytes = self.keys.length * dk[:, 0].numel() * dk.element_size()
+        count = max(1, MAX_GRADIENT_BYTES // window_bytes)
+        for first in range(0, self.queries.count, count):
+            yield self._replace(queries=self.queries.some(first, count), keys=self.keys.some(first, count))
+
 
 class Plan(NamedTuple):
     """`own` covers every query once; `text`, where there is any, adds the text keys to every image query."""
 
     own: list[Part]
     text: Part | None
+
+    def parts(self, dk: Tensor) -> Iterator[Part]:
+        """In the order of the backward pass, in pieces for gradients like `dk`: the text comes last and in one."""
+        for part in self.own:
+            yield from part.pieces(dk)
+        if self.text is not None:
+            yield self.text
 
 
 def attention_structured(
@@ -194,7 +217,7 @@ def _band_parts(pattern: Pattern, q: Tensor) -> list[Part]:
     that one small mask serves them all. The head also takes the rows that do not fill a band.
     """
     text_len, width, height, reach = pattern.text_len, pattern.width, pattern.height, pattern.reach
-    band_rows = -(-MIN_TILE // width)
+    band_rows = -(-(MIN_TILE if reach <= 2 * MIN_TILE else 2 * MIN_TILE) // width)
     head_rows = min(-(-reach // width), height)
     head_rows += (height - head_rows) % band_rows
     bands = (height - head_rows) // band_rows
@@ -246,11 +269,14 @@ class _PlannedAttention(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, o, lse = ctx.saved_tensors
         do = do.contiguous()
-        dq, dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
-        parts = ctx.plan.own if ctx.plan.text is None else [*ctx.plan.own, ctx.plan.text]
-        for part in parts:
+        dq = torch.empty_like(q, dtype=lse.dtype, memory_format=torch.contiguous_format)
+        dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v))
+        for part in ctx.plan.parts(dk):
             part_dq, part_dk, part_dv = _backward_part(part, do, q, k, v, o, lse, ctx.scale)
-            part.queries.add_to(dq, part_dq)
+            if part is ctx.plan.text:
+                part.queries.of(dq).add_(part_dq)
+            else:
+                part.queries.of(dq).copy_(part_dq)
             part.keys.add_to(dk, part_dk)
             part.keys.add_to(dv, part_dv)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
