@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Measured on a Xeon with AMX, one thread, at N = 1024..32768, K = 8192 (kernels/README.md): the product of a block is
-# to stay in the L2 cache, but products of fewer rows than these are slow ones.
-BLOCK_VALUES, LEAST_ROWS = 2**20, 64
+# Measured on a Xeon with AMX and 2 MB of L2 cache, one thread, at N = 1024..32768, K = 8192 (kernels/README.md): the
+# products of a block are to stay in the cache, but those of few rows are slow ones.
+BLOCK_ROWS, BLOCK_CODES = 128, 2048
 NARROWING_BLOCK_VALUES, NARROWING_LEAST_ROWS = 2**22, 256
 
 NARROWING_LEAST_DIM = 32  # below, the products are not what takes the time
@@ -33,8 +33,8 @@ SAFE_NORMS = (1e-12, 1e12)  # of rows, whose squares neither vanish nor overflow
 def argmax_blocked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (N, D), weight (K, D), bias (K,) or None -> (N,) int64, computed in float32, or float64 of float64 tensors.
 
-    Takes, beside copies of x and of the weight where their dtype is another, memory for max(2^20, 64 K) products; with
-    the narrowing pass for max(2^22, 256 K) in bfloat16, the weight in bfloat16 and the rows that it leaves undecided.
+    Takes, beside copies of x and of the weight where their dtype is another, memory for 2^18 products; with the
+    narrowing pass for max(2^22, 256 K) in bfloat16, the weight in bfloat16 and the rows that it leaves undecided.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -49,25 +49,41 @@ def argmax_blocked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _argmax_exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    rows = max(LEAST_ROWS, BLOCK_VALUES // len(weight))
-    buffer = weight.new_empty(min(rows, len(x)), len(weight))
+    buffer = weight.new_empty(max(2, min(BLOCK_ROWS, len(x))), min(BLOCK_CODES, len(weight)))
     with _full_precision(x.device):
-        for block, found in zip(x.split(rows), indices.split(rows), strict=True):
-            products, block = buffer[: len(block)], block.to(weight.dtype)
-            if bias is None:
-                torch.mm(block, weight.t(), out=products)
-            else:
-                torch.addmm(bias, block, weight.t(), out=products)
-            found.copy_(_first_largest(products))
+        for rows, found in zip(x.split(BLOCK_ROWS), indices.split(BLOCK_ROWS), strict=True):
+            # The product of one vector is another routine, in which equal codes come out differently, by rounding.
+            rows = rows.to(weight.dtype).expand(max(2, len(rows)), -1)
+            found.copy_(_argmax_of_rows(rows, weight, bias, buffer[: len(rows)])[: len(found)])
     return indices
 
 
-def _first_largest(scores: Tensor) -> Tensor:
+def _argmax_of_rows(rows: Tensor, weight: Tensor, bias: Tensor | None, products: Tensor) -> Tensor:
+    """`products` (n, codes of a block) is to be written over."""
+    n_codes, size = len(weight), products.shape[1]
+    best = rows.new_full((len(rows),), -torch.inf)
+    best_indices = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    for start in range(0, n_codes, size):
+        # The last block overlaps the one before: in a smaller one, equal codes could come out differently.
+        start = min(start, n_codes - size)
+        codes = weight[start : start + size].t()
+        if bias is None:
+            torch.mm(rows, codes, out=products)
+        else:
+            torch.addmm(bias[start : start + size], rows, codes, out=products)
+        top, indices = _first_largest(products)
+        better = top > best  # of equal ones the earlier stays
+        best_indices = torch.where(better, indices + start, best_indices)
+        best = torch.where(better, top, best)
+    return best_indices
+
+
+def _first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     # Not argmax, which takes twice the time on CPUs; of equal ones, both name the first.
     top = scores.max(dim=1)
-    if top.values.isfinite().all():
-        return top.indices
-    return scores.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).max(dim=1).indices
+    if not top.values.isfinite().all():
+        top = scores.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).max(dim=1)
+    return top.values, top.indices
 
 
 @contextmanager
@@ -157,14 +173,19 @@ def _candidates(x: _Rounded, codes: _Rounded) -> tuple[tuple[Tensor, Tensor], Te
     groups = torch.mm(x.values, codes.values.t()).view(len(x.values), GROUP, -1)  # group g: codes g, g + K / GROUP, ...
     tops = groups.amax(dim=1).float()
     threshold = _threshold(tops.amax(dim=1), x, codes)
-    near = tops >= threshold[:, None]
-    left = (near.sum(dim=1) > MOST_CANDIDATES) | ~threshold.isfinite() | ~_safe(x.norm) | ~_safe(codes.norm.amax())
-    rows, group = (near & ~left[:, None]).nonzero(as_tuple=True)
-    which, member = (groups[rows, :, group] >= threshold[rows, None]).nonzero(as_tuple=True)
-    rows, indices = rows[which], member * groups.shape[2] + group[which]
-    left |= rows.bincount(minlength=len(left)) > MOST_CANDIDATES
-    kept = ~left[rows]
-    return (rows[kept], indices[kept]), left
+    holds = threshold.isfinite() & _safe(x.norm) & _safe(codes.norm.amax())
+    threshold = threshold.where(holds, torch.inf)[:, None]
+    rows, group = _few_a_row(*(tops >= threshold).nonzero(as_tuple=True), holds)
+    which, member = (groups[rows, :, group] >= threshold[rows]).nonzero(as_tuple=True)
+    candidates = _few_a_row(rows[which], member * groups.shape[2] + group[which], holds)
+    return candidates, ~holds
+
+
+def _few_a_row(rows: Tensor, items: Tensor, holds: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the rows that have too many, for which `holds` is no longer set."""
+    holds &= rows.bincount(minlength=len(holds)) <= MOST_CANDIDATES
+    kept = holds[rows]
+    return rows[kept], items[kept]
 
 
 def _threshold(top: Tensor, x: _Rounded, codes: _Rounded) -> Tensor:

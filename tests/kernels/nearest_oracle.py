@@ -43,8 +43,8 @@ def small_blocks(way: str) -> Iterator[str]:
     """The impl of this name, in blocks so small that small sizes take several, and in several splits."""
     blocked = mock.patch.multiple(
         nearest_blocked,
-        BLOCK_VALUES=1,
-        LEAST_ROWS=8,
+        BLOCK_ROWS=8,
+        BLOCK_CODES=12,
         NARROWING_BLOCK_VALUES=1,
         NARROWING_LEAST_ROWS=8,
         _narrowing_pays=lambda weight: way == "narrowed" and weight.dtype == torch.float32,
