@@ -32,14 +32,17 @@ from kernels.patterns import Pattern, attends_image, attention_mask
 # A score that drops out of any softmax. Finite, so that a query whose every text key is masked gets a meaningless but
 # finite output with weight exp(-1e30) = 0, where infinity would give inf - inf.
 MASKED = -1e30
-# Shortest tile of queries: PyTorch's CPU kernel works on blocks of 32 queries, shorter tiles leave them part empty. Where
-# tiles see more than twice as many keys before them, they are twice as long (conv at 32x32: 40.2 ms, 38.2 so).
+# Shortest tile of queries: PyTorch's CPU kernel works on blocks of 32 queries, shorter tiles leave them part empty.
+# Where tiles see more than twice as many keys before them, they are twice as long (conv at 32x32: 40.2 ms, 38.2 so).
 MIN_TILE = 32
 # Up to this many positions one masked call over the whole sequence beats several over its parts (measured, README.md).
 MAX_SINGLE_TILE = 224
-# Most that one call of the backward pass may return of dK, and of dV, in bytes. What windows overlap is returned several
-# times: bands of one row of conv at 32x32 have six times the keys, 10 MB for 8 heads of 64: 15 ms in one call, 11 in four.
-MAX_GRADIENT_BYTES = 2**21
+# About the most that one call may return in a tensor, in bytes. Larger ones leave the cache, and the system takes their
+# memory back each time: windows that overlap return a key's gradients several times, conv at 32x32 in bands of one row
+# six times, 10 MB for 8 heads of 64, which took 15 ms in one call and 11 in four.
+MAX_RETURNED = 2**21
+# But a text call has at least this many queries, from which on the kernel takes its largest blocks.
+MIN_TEXT_TILE = 768
 # In these, the backward pass of PyTorch's CPU kernel takes three to ten times its forward pass; plain matrix products
 # are quicker (one thread, B=64, H=4, D=64, 84 positions: 68 ms in all with the one, 23 ms with the others).
 SLOW_BACKWARD = frozenset({torch.bfloat16, torch.float16})
@@ -97,26 +100,19 @@ class Part(NamedTuple):
     mask: Tensor | None = None
     is_causal: bool = False
 
-    def pieces(self, dk: Tensor) -> Iterator["Part"]:
-        """The same in calls whose gradients of keys, in the type of `dk` (N, T, D), stay in the cache."""
-        window_bytes = self.keys.length * dk[:, 0].numel() * dk.element_size()
-        count = max(1, MAX_GRADIENT_BYTES // window_bytes)
+    def pieces(self, row_bytes: int) -> Iterator["Part"]:
+        """The same in calls that return little at a time; `row_bytes`: of one position of all heads."""
+        window_bytes = max(self.queries.length, self.keys.length) * row_bytes
+        count = max(1, MAX_RETURNED // window_bytes)
         for first in range(0, self.queries.count, count):
             yield self._replace(queries=self.queries.some(first, count), keys=self.keys.some(first, count))
 
 
 class Plan(NamedTuple):
-    """`own` covers every query once; `text`, where there is any, adds the text keys to every image query."""
+    """`own` covers every query once; `text` adds the text keys to every image query."""
 
     own: list[Part]
-    text: Part | None
-
-    def parts(self, dk: Tensor) -> Iterator[Part]:
-        """In the order of the backward pass, in pieces for gradients like `dk`: the text comes last and in one."""
-        for part in self.own:
-            yield from part.pieces(dk)
-        if self.text is not None:
-            yield self.text
+    text: list[Part]
 
 
 def attention_structured(
@@ -182,22 +178,26 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 def _plan(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None) -> Plan:
     whole_text = Windows.one(0, pattern.text_len)
-    own = [Part(whole_text, whole_text, is_causal=True), *_image_parts(pattern, q)]
-    return Plan(own, _text_part(pattern, q, prefix_lengths))
+    parts = [Part(whole_text, whole_text, is_causal=True), *_image_parts(pattern, q)]
+    row_bytes = q[:, :, 0].numel() * torch.promote_types(q.dtype, torch.float32).itemsize
+    own = [piece for part in parts for piece in part.pieces(row_bytes)]
+    return Plan(own, _text_parts(pattern, q, prefix_lengths, max(MIN_TEXT_TILE, MAX_RETURNED // row_bytes)))
 
 
-def _text_part(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None) -> Part | None:
-    """Every image query against the text keys, as far as the longest prefix of the batch goes."""
-    queries = Windows.one(pattern.text_len, pattern.image_len)
-    if prefix_lengths is None:
-        return Part(queries, Windows.one(0, pattern.text_len))
-    # Only on a CPU does reading the lengths cost no wait for the device.
-    length = int(prefix_lengths.max()) if q.device.type == "cpu" else pattern.text_len
+def _text_parts(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None, tile: int) -> list[Part]:
+    """Every image query, `tile` at a time, against the text keys as far as the longest prefix of the batch goes."""
+    length, mask = pattern.text_len, None
+    if prefix_lengths is not None:
+        # Only on a CPU does reading the lengths cost no wait for the device.
+        length = int(prefix_lengths.max()) if q.device.type == "cpu" else length
+        used = torch.arange(length, device=q.device) < prefix_lengths[:, None]  # (B, S)
+        mask = _additive(used, q.dtype).repeat_interleave(q.shape[1], dim=0)[:, None, None]  # (N, 1, 1, S)
     if length == 0:
-        return None
-    used = torch.arange(length, device=q.device) < prefix_lengths[:, None]  # (B, S)
-    mask = _additive(used, q.dtype).repeat_interleave(q.shape[1], dim=0)[:, None, None]  # (N, 1, 1, S)
-    return Part(queries, Windows.one(0, length), mask)
+        return []
+    starts = range(pattern.text_len, pattern.seq_len, tile)
+    return [
+        Part(Windows.one(start, min(tile, pattern.seq_len - start)), Windows.one(0, length), mask) for start in starts
+    ]
 
 
 def _image_parts(pattern: Pattern, q: Tensor) -> list[Part]:
@@ -257,9 +257,9 @@ class _PlannedAttention(torch.autograd.Function):
             part_o, part_lse = _forward_part(part, q, k, v, scale)
             part.queries.of(o).copy_(part_o)
             part.queries.of(lse).copy_(part_lse)
-        if plan.text is not None:
-            part_o, part_lse = _forward_part(plan.text, q, k, v, scale)
-            _merge_softmax(plan.text.queries.of(o), plan.text.queries.of(lse), part_o, part_lse)
+        for part in plan.text:
+            part_o, part_lse = _forward_part(part, q, k, v, scale)
+            _merge_softmax(part.queries.of(o), part.queries.of(lse), part_o, part_lse)
         ctx.save_for_backward(q, k, v, o, lse)
         ctx.scale, ctx.plan = scale, plan
         return o
@@ -271,14 +271,12 @@ class _PlannedAttention(torch.autograd.Function):
         do = do.contiguous()
         dq = torch.empty_like(q, dtype=lse.dtype, memory_format=torch.contiguous_format)
         dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v))
-        for part in ctx.plan.parts(dk):
-            part_dq, part_dk, part_dv = _backward_part(part, do, q, k, v, o, lse, ctx.scale)
-            if part is ctx.plan.text:
-                part.queries.of(dq).add_(part_dq)
-            else:
-                part.queries.of(dq).copy_(part_dq)
-            part.keys.add_to(dk, part_dk)
-            part.keys.add_to(dv, part_dv)
+        for parts, into in ((ctx.plan.own, Tensor.copy_), (ctx.plan.text, Tensor.add_)):
+            for part in parts:
+                part_dq, part_dk, part_dv = _backward_part(part, do, q, k, v, o, lse, ctx.scale)
+                into(part.queries.of(dq), part_dq)
+                part.keys.add_to(dk, part_dk)
+                part.keys.add_to(dv, part_dv)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
