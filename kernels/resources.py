@@ -100,10 +100,10 @@ def _blocks(arch: int, num_warps: int, registers: int, shared: int) -> int:
 
 
 def report(architectures: Sequence[int], only: str) -> list[Resources]:
-    """Compiles all kernels whose label contains `only`, on all cores."""
+    """Compiles all kernels whose label has the regular expression `only` in it, on all cores."""
     if INTERPRETED:
         raise SystemExit("TRITON_INTERPRET is set: interpreted kernels are not compiled")
-    numbers = [i for i, spec in enumerate(all_specs()) if only in spec.label]
+    numbers = [i for i, spec in enumerate(all_specs()) if re.search(only, spec.label)]
     jobs = [(i, arch) for arch in architectures for i in numbers]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_measure_number, *zip(*jobs, strict=True), chunksize=4))
@@ -117,7 +117,7 @@ def _measure_number(i: int, arch: int) -> Resources:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels.resources", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
-    parser.add_argument("--only", default="", help="kernels with this in their name")
+    parser.add_argument("--only", default="", help="kernels that have this regular expression in their name")
     parser.add_argument("--json", action="store_true", help="one JSON list in the place of the table")
     args = parser.parse_args(argv)
     found = report(args.arch, args.only)
