@@ -125,10 +125,11 @@ def _argmax_narrowed(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Te
     """(N,) indices, and (N,) bool: those that are not decided."""
     indices, undecided = torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x), dtype=torch.bool)
     codes = _rounded_codes(weight, bias)
-    n_rows = max(NARROWING_LEAST_ROWS, NARROWING_BLOCK_VALUES // len(codes.values))
+    n_rows = min(len(x), max(NARROWING_LEAST_ROWS, NARROWING_BLOCK_VALUES // len(codes.values)))
+    products = codes.values.new_empty(n_rows, len(codes.values))  # once: fresh memory takes as long as the products
     for start in range(0, len(x), n_rows):
         block = x[start : start + n_rows].float()
-        candidates, left = _candidates(_rounded_rows(block, codes.values.shape[1]), codes)
+        candidates, left = _candidates(_rounded_rows(block, codes.values.shape[1]), codes, products[: len(block)])
         indices[start : start + n_rows] = _best(candidates, block, weight, bias)
         undecided[start : start + n_rows] = left
     return indices, undecided
@@ -168,9 +169,10 @@ def _rounded_codes(weight: Tensor, bias: Tensor | None) -> _Rounded:
     return codes
 
 
-def _candidates(x: _Rounded, codes: _Rounded) -> tuple[tuple[Tensor, Tensor], Tensor]:
+def _candidates(x: _Rounded, codes: _Rounded, products: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Rows and codes (C,) of the candidates, all those of a row or none, and (n,) bool: the rows that have none."""
-    groups = torch.mm(x.values, codes.values.t()).view(len(x.values), GROUP, -1)  # group g: codes g, g + K / GROUP, ...
+    torch.mm(x.values, codes.values.t(), out=products)
+    groups = products.view(len(products), GROUP, -1)  # group g: codes g, g + K / GROUP, ...
     tops = groups.amax(dim=1).float()
     threshold = _threshold(tops.amax(dim=1), x, codes)
     holds = threshold.isfinite() & _safe(x.norm) & _safe(codes.norm.amax())
