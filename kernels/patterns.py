@@ -74,15 +74,17 @@ class Rule(NamedTuple):
 
     allows: Callable[[Any, Any, int, int], Any]
     reach: Callable[[int, int], int] | None
+    by_offset: bool
+    """Whether the rule asks for q - k alone, so that it looks the same from every position; else from every row."""
 
 
 RULES: dict[tuple[str, str | None], Rule] = {
-    ("causal", None): Rule(causal_rule, None),
-    ("row", None): Rule(row_rule, lambda width, half: width),
-    ("column", None): Rule(column_rule, None),
-    ("conv", "linear"): Rule(conv_linear_rule, lambda width, half: half * width + half),
-    ("conv", "clamped"): Rule(conv_clamped_rule, lambda width, half: half * width + half),
-    ("conv", "modulo"): Rule(conv_modulo_rule, lambda width, half: half * width + width - 1),
+    ("causal", None): Rule(causal_rule, None, by_offset=True),
+    ("row", None): Rule(row_rule, lambda width, half: width, by_offset=True),
+    ("column", None): Rule(column_rule, None, by_offset=False),
+    ("conv", "linear"): Rule(conv_linear_rule, lambda width, half: half * width + half, by_offset=True),
+    ("conv", "clamped"): Rule(conv_clamped_rule, lambda width, half: half * width + half, by_offset=False),
+    ("conv", "modulo"): Rule(conv_modulo_rule, lambda width, half: half * width + width - 1, by_offset=False),
 }
 KINDS = tuple(dict.fromkeys(kind for kind, _ in RULES))
 CONV_WRAPS = tuple(wrap for _, wrap in RULES if wrap is not None)

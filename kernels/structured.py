@@ -2,9 +2,8 @@
 
 The queries are cut into tiles, and each group of equal tiles is one call of PyTorch's fused attention on strided views:
 
-    text queries x text keys         causal
-    image queries x text keys        dense
-    image queries x image keys       row, conv: bands of whole grid rows against their own and the rows above (a window
+    all queries x text keys          causal, which for image queries is all of them
+    image queries x image keys       row, conv: bands against themselves and the keys in reach before them (a window
                                      that overlaps the next band's); column: each column against itself
 
 Image queries thus see two sets of keys in two calls. A softmax over the union follows from the two outputs and their
@@ -109,10 +108,10 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`own` covers every query once; `text` adds the text keys to every image query."""
+    """`first` covers every query once; `then` adds more keys to some of them, once to each."""
 
-    own: list[Part]
-    text: list[Part]
+    first: list[Part]
+    then: list[Part]
 
 
 def attention_structured(
@@ -177,27 +176,29 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 
 def _plan(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None) -> Plan:
-    whole_text = Windows.one(0, pattern.text_len)
-    parts = [Part(whole_text, whole_text, is_causal=True), *_image_parts(pattern, q)]
     row_bytes = q[:, :, 0].numel() * torch.promote_types(q.dtype, torch.float32).itemsize
-    own = [piece for part in parts for piece in part.pieces(row_bytes)]
-    return Plan(own, _text_parts(pattern, q, prefix_lengths, max(MIN_TEXT_TILE, MAX_RETURNED // row_bytes)))
-
-
-def _text_parts(pattern: Pattern, q: Tensor, prefix_lengths: Tensor | None, tile: int) -> list[Part]:
-    """Every image query, `tile` at a time, against the text keys as far as the longest prefix of the batch goes."""
-    length, mask = pattern.text_len, None
-    if prefix_lengths is not None:
-        # Only on a CPU does reading the lengths cost no wait for the device.
-        length = int(prefix_lengths.max()) if q.device.type == "cpu" else length
-        used = torch.arange(length, device=q.device) < prefix_lengths[:, None]  # (B, S)
-        mask = _additive(used, q.dtype).repeat_interleave(q.shape[1], dim=0)[:, None, None]  # (N, 1, 1, S)
+    image = [piece for part in _image_parts(pattern, q) for piece in part.pieces(row_bytes)]
+    tile = max(MIN_TEXT_TILE, MAX_RETURNED // row_bytes)
+    if prefix_lengths is None:
+        # Causal from the start on, which for image queries is all of the text: the text's queries go with them.
+        head = Windows.one(0, min(pattern.text_len + tile, pattern.seq_len))
+        first = Part(head, Windows.one(0, pattern.text_len), is_causal=True)
+        return Plan([first, *_text_parts(pattern, head.length, tile, pattern.text_len)], image)
+    whole_text = Windows.one(0, pattern.text_len)
+    first = Part(whole_text, whole_text, is_causal=True)
+    # Only on a CPU does reading the lengths cost no wait for the device.
+    length = int(prefix_lengths.max()) if q.device.type == "cpu" else pattern.text_len
     if length == 0:
-        return []
-    starts = range(pattern.text_len, pattern.seq_len, tile)
-    return [
-        Part(Windows.one(start, min(tile, pattern.seq_len - start)), Windows.one(0, length), mask) for start in starts
-    ]
+        return Plan([first, *image], [])
+    used = torch.arange(length, device=q.device) < prefix_lengths[:, None]  # (B, S)
+    mask = _additive(used, q.dtype).repeat_interleave(q.shape[1], dim=0)[:, None, None]  # (N, 1, 1, S)
+    return Plan([first, *_text_parts(pattern, pattern.text_len, tile, length, mask)], image)
+
+
+def _text_parts(pattern: Pattern, start: int, tile: int, length: int, mask: Tensor | None = None) -> Iterator[Part]:
+    """The image queries from sequence position `start` on, `tile` at a time, against the first `length` text keys."""
+    for first in range(start, pattern.seq_len, tile):
+        yield Part(Windows.one(first, min(tile, pattern.seq_len - first)), Windows.one(0, length), mask)
 
 
 def _image_parts(pattern: Pattern, q: Tensor) -> list[Part]:
@@ -211,23 +212,24 @@ def _image_parts(pattern: Pattern, q: Tensor) -> list[Part]:
 
 
 def _band_parts(pattern: Pattern, q: Tensor) -> list[Part]:
-    """Bands of whole grid rows, each against the keys within reach.
+    """Bands of queries, of whole grid rows unless the rule looks the same from everywhere, against the keys in reach.
 
-    The topmost bands, whose reach would leave the image, are one tile of their own, the head. The others are alike, so
-    that one small mask serves them all. The head also takes the rows that do not fill a band.
+    The first queries, whose reach would leave the image, are one tile of their own, the head. The others are alike, so
+    that one small mask serves them all. The head also takes the queries that do not fill a band.
     """
-    text_len, width, height, reach = pattern.text_len, pattern.width, pattern.height, pattern.reach
-    band_rows = -(-(MIN_TILE if reach <= 2 * MIN_TILE else 2 * MIN_TILE) // width)
-    head_rows = min(-(-reach // width), height)
-    head_rows += (height - head_rows) % band_rows
-    bands = (height - head_rows) // band_rows
+    text_len, image_len, reach = pattern.text_len, pattern.image_len, pattern.reach
+    unit = 1 if pattern.rule.by_offset else pattern.width
+    band = unit * math.ceil((MIN_TILE if reach <= 2 * MIN_TILE else 2 * MIN_TILE) / unit)
+    head_len = min(unit * math.ceil(reach / unit), image_len)
+    head_len += (image_len - head_len) % band
+    bands = (image_len - head_len) // band
 
     parts = []
-    if head_rows:  # none where a query sees itself only
-        head = Windows.one(text_len, head_rows * width)
+    if head_len:  # none where a query sees itself only
+        head = Windows.one(text_len, head_len)
         parts.append(Part(head, head, _image_mask(pattern, head, head, q)))
     if bands:
-        start, band = text_len + head_rows * width, band_rows * width
+        start = text_len + head_len
         queries = Windows(start, bands, band, band)
         keys = Windows(start - reach, bands, reach + band, band)
         parts.append(Part(queries, keys, _image_mask(pattern, queries, keys, q)))
@@ -253,11 +255,11 @@ class _PlannedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, plan: Plan) -> Tensor:
         o = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
-        for part in plan.own:
+        for part in plan.first:
             part_o, part_lse = _forward_part(part, q, k, v, scale)
             part.queries.of(o).copy_(part_o)
             part.queries.of(lse).copy_(part_lse)
-        for part in plan.text:
+        for part in plan.then:
             part_o, part_lse = _forward_part(part, q, k, v, scale)
             _merge_softmax(part.queries.of(o), part.queries.of(lse), part_o, part_lse)
         ctx.save_for_backward(q, k, v, o, lse)
@@ -271,7 +273,7 @@ class _PlannedAttention(torch.autograd.Function):
         do = do.contiguous()
         dq = torch.empty_like(q, dtype=lse.dtype, memory_format=torch.contiguous_format)
         dk, dv = (torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format) for x in (k, v))
-        for parts, into in ((ctx.plan.own, Tensor.copy_), (ctx.plan.text, Tensor.add_)):
+        for parts, into in ((ctx.plan.first, Tensor.copy_), (ctx.plan.then, Tensor.add_)):
             for part in parts:
                 part_dq, part_dk, part_dv = _backward_part(part, do, q, k, v, o, lse, ctx.scale)
                 into(part.queries.of(dq), part_dq)
