@@ -3,8 +3,8 @@
     python -m kernels.resources                          # a table for compute capabilities 8.0, 9.0 and 10.0
     python -m kernels.resources --arch 90 --only forward --json
 
-Registers a thread, bytes that did not fit into them (spilled), shared memory of a block, the blocks that fit on one
-multiprocessor at a time, and the matrix instructions: wgmma on 9.0, tcgen05 on 10.0, mma elsewhere or in small tiles.
+Registers a thread, bytes that did not fit into them (spilled), shared memory of a block in KiB, the blocks that fit on
+one multiprocessor at a time, the matrix instructions: wgmma on 9.0, tcgen05 on 10.0, mma elsewhere or in small tiles.
 """
 
 import argparse
@@ -124,10 +124,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json:
         print(json.dumps([each._asdict() for each in found]))
         return
-    print("| " + " | ".join(Resources._fields) + " |")
-    print("|" + "---|" * len(Resources._fields))
-    for each in found:
-        print("| " + " | ".join(map(str, each)) + " |")
+    print(markdown(found))
+
+
+def markdown(found: Sequence[Resources]) -> str:
+    """One line a kernel: its launch, and for each architecture registers / spilled / shared KiB / blocks / unit."""
+    architectures = sorted({each.arch for each in found})
+    of = {(each.kernel, each.arch): each for each in found}
+    lines = ["| kernel | warps, stages | " + " | ".join(f"{arch / 10}" for arch in architectures) + " |"]
+    lines.append("|---" * (2 + len(architectures)) + "|")
+    for kernel in dict.fromkeys(each.kernel for each in found):
+        cells = [_cell(of[kernel, arch]) for arch in architectures]
+        launch = of[kernel, architectures[0]]
+        lines.append(f"| {kernel} | {launch.num_warps}, {launch.num_stages} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(each: Resources) -> str:
+    return " / ".join(
+        map(str, (each.registers, each.spilled, round(each.shared / 1024), each.blocks, each.matrix_unit or "-"))
+    )
 
 
 if __name__ == "__main__":

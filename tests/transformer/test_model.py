@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels import attention
 from transformer.losses import prior_loss
 from transformer.model import Prior
 
@@ -79,6 +80,34 @@ def test_checkpointing_changes_nothing_but_memory(make_prior, make_batch, block)
     assert losses[0] == losses[1]
     for (name, left), right in zip(plain.named_parameters(), recomputing.parameters(), strict=True):
         assert torch.equal(left.grad, right.grad), name
+
+
+@BLOCKS
+@PADS
+def test_training_by_triton_follows_the_same_gradients(make_prior, make_batch, monkeypatch, block, attend_pads, dtype):
+    """Loss and gradients as a GPU has them, in Triton's interpreter where there is none."""
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    from kernels import flash
+    from kernels.launch import Launch
+
+    text_tokens, image_tokens = make_batch(2)
+    prior = make_prior(block=block, attend_pads=attend_pads, checkpoint_activations=True).train()
+    prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv", "causal", "row", "column")]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        prior.zero_grad()
+        output = prior(text_tokens, image_tokens)
+        prior_loss(output.text_logits, output.image_logits, text_tokens, image_tokens).total.backward()
+        return {name: parameter.grad for name, parameter in prior.named_parameters()}
+
+    expected, runs = gradients(), []
+    monkeypatch.setattr(attention, "suits_triton", lambda q: True)
+    monkeypatch.setattr(flash, "launch_parameters", lambda *args: Launch(16, 16, 4, 1))
+    monkeypatch.setattr(flash, "run_forward", lambda *args, run=flash.run_forward: runs.append(1) or run(*args))
+    found = gradients()
+    assert len(runs) == 2 * 6  # the checkpoints' second time included
+    for name in expected:
+        assert (found[name] - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
 
 
 def test_checkpointing_recomputes(make_prior, make_batch, monkeypatch):
