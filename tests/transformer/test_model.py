@@ -84,7 +84,7 @@ def test_checkpointing_changes_nothing_but_memory(make_prior, make_batch, block)
 
 @BLOCKS
 @PADS
-def test_training_by_triton_follows_the_same_gradients(make_prior, make_batch, monkeypatch, block, attend_pads, dtype):
+def test_training_by_triton_follows_the_same_gradients(make_prior, make_batch, monkeypatch, block, attend_pads):
     """Loss and gradients as a GPU has them, in Triton's interpreter where there is none."""
     pytest.importorskip("triton", reason="Triton is for Linux")
     from kernels import flash
