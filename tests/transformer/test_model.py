@@ -107,7 +107,7 @@ def test_training_by_triton_follows_the_same_gradients(make_prior, make_batch, m
     found = gradients()
     assert len(runs) == 2 * 6  # the checkpoints' second time included
     for name in expected:
-        assert (found[name] - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+        assert (found[name] - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 def test_checkpointing_recomputes(make_prior, make_batch, monkeypatch):
