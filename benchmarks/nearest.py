@@ -87,6 +87,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clock", choices=("wall", "cpu", "events"), help="default: events on CUDA devices, else wall")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args(argv)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device is {args.device}, but PyTorch {torch.__version__} finds no CUDA device here")
     args.clock = args.clock or ("events" if args.device.startswith("cuda") else "wall")
     if args.quick:
         args.rows, args.dims, args.widths, args.codes, args.repeats = [100], [8, 64], [32], 500, 3

@@ -33,7 +33,7 @@ def attention(
     prefix_lengths: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Attention over a joint text and image sequence under `pattern`. Differentiable in q, k and v.
+    """Attention over a joint text and image sequence under `pattern`. Once differentiable in q, k and v, backwards.
 
     Under autocast q, k and v are taken to its dtype, as PyTorch's own scaled_dot_product_attention does.
 
@@ -89,7 +89,7 @@ def attention_step(
         k, v: (B, H, S, D), S <= pattern.seq_len, the new queries' own keys and values included. What lies in slots that
             were never filled is not attended to, but "structured" wants it to be finite (a zeroed static cache is).
         position: sequence position of the first query; or, for steps that are captured or compiled once for all
-            positions, a 0-d integer tensor on q's device, whose value is taken on trust.
+            positions, a 0-d integer tensor on q's device, which is taken on trust, and so is the cache's length.
         scale, prefix_lengths: as for `attention`.
         impl: "triton" (a kernel that reads only what is seen; without gradients), "structured" (plain torch, masked) or
             "auto": triton where it is for `attention`, N is at most 16 and no gradients are needed; else structured.
@@ -184,6 +184,8 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Pattern) -> None:
     if isinstance(position, int):
         check_cached(pattern, k.shape[2], position, q.shape[2])
+    elif not isinstance(position, Tensor):
+        raise ValueError(f"position is {position!r}, expected an int or a tensor")
     elif position.ndim != 0 or position.dtype not in (torch.int32, torch.int64) or position.device != q.device:
         raise ValueError(
             f"position is a tensor of shape {tuple(position.shape)}, {position.dtype}, on {position.device}, "
@@ -192,13 +194,15 @@ def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Patte
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale is {scale}, expected a positive number")
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise ValueError(f"scale is {scale!r}, expected a positive number")
 
 
 def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pattern) -> None:
     if prefix_lengths is None:
         return
+    if not isinstance(prefix_lengths, Tensor):
+        raise ValueError(f"prefix_lengths is {prefix_lengths!r}, expected a tensor of int32 or int64, one a sample")
     if prefix_lengths.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"prefix_lengths is {prefix_lengths.dtype}, expected int32 or int64")
     if prefix_lengths.shape != q.shape[:1]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from kernels.blocks import LEAST_FLOAT32, Block, Rows, dot, head_rows, load, store, used_text_keys
 from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
 from kernels.launch import Launch, tuned_launch
-from kernels.limits import MAX_NEW, check_limits, needs_gradients
+from kernels.limits import MAX_NEW, check_limits, needs_gradients, refuse_forward_mode
 from kernels.patterns import RULES, Pattern
 
 # A list is cut until the programs would fill a large GPU twice, but not into slices so short that merging costs more.
@@ -353,6 +353,7 @@ def decode_step(
         ValueError: a dtype, head dim, number of queries or device that they do not take, or gradients are needed.
     """
     check_limits(q)
+    refuse_forward_mode(q, k, v)
     if q.shape[2] > MAX_NEW:
         raise ValueError(f"a step by impl='triton' takes at most {MAX_NEW} queries, not {q.shape[2]}")
     if needs_gradients(q, k, v):

@@ -31,7 +31,7 @@ from kernels.flash_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.flash_forward import forward_kernel
 from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
 from kernels.launch import Launch, tuned_launch
-from kernels.limits import check_limits
+from kernels.limits import check_limits, refuse_forward_mode
 from kernels.patterns import RULES, Pattern, causal_rule
 from kernels.tiles import CAUSAL, image_tiling
 
@@ -363,9 +363,11 @@ def attention_flash(
 
     Raises:
         ValueError: a dtype, head dim or device that the kernels do not take.
+        RuntimeError: forward-mode derivatives; in the backward pass, second ones; under torch.func.vmap.
     """
     check_limits(q)
     check_device(q)
+    refuse_forward_mode(q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     p = pattern
     return _attention(

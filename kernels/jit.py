@@ -36,7 +36,7 @@ class Call(NamedTuple):
     """A thread; 0: as many as the compiler takes."""
 
     def run(self) -> None:
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         if self.max_registers:
             options["maxnreg"] = self.max_registers
         self.kernel[self.grid](**self.arguments, **options)

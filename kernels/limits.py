@@ -4,6 +4,7 @@ import sys
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LEAST_CAPABILITY = (8, 0)  # bf16 in the matrix units, asynchronous copies
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,6 +37,12 @@ def suits_triton(q: Tensor) -> bool:
 def is_capable(device: torch.device) -> bool:
     """Whether kernels can be compiled for a CUDA device."""
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+
+
+def refuse_forward_mode(*tensors: Tensor) -> None:
+    """Raises RuntimeError for tensors that carry forward-mode tangents, which an operator would drop in silence."""
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError("attention by impl='triton' has no forward-mode derivatives; impl='reference' has")
 
 
 def needs_gradients(*tensors: Tensor) -> bool:

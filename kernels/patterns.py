@@ -23,7 +23,8 @@ Kind = Literal["causal", "row", "column", "conv"]
 ConvWrap = Literal["linear", "clamped", "modulo"]
 
 # The rules take raster positions q, k >= 0 inside the image, as integers or integer tensors, and say whether q sees k.
-# They carry no annotations but of plain types, as Triton would look the names up on the device.
+# Each lets a query see itself and nothing of its future. They carry no annotations but of plain types, as Triton would
+# look the names up on the device.
 # Triton's // and % truncate towards zero where Python's and torch's round down, so no rule lets the outcome depend on
 # dividing a negative number.
 
@@ -119,8 +120,9 @@ class Pattern:
         if self.conv_wrap not in CONV_WRAPS:
             raise ValueError(f"unknown conv_wrap {self.conv_wrap!r}, expected one of {', '.join(CONV_WRAPS)}")
         for name in ("text_len", "height", "width", "conv_kernel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel is {self.conv_kernel}, expected an odd number")
 

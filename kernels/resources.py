@@ -60,7 +60,7 @@ def all_specs() -> Iterator[AotSpec]:
 def measure(spec: AotSpec, arch: int) -> Resources:
     """Compiles one kernel. Raises Triton's errors where it does not compile."""
     source = ASTSource(spec.kernel, spec.signature, spec.constexprs, spec.attrs)
-    options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages}
+    options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages, "enable_fp_fusion": True}
     if spec.max_registers:
         options["maxnreg"] = spec.max_registers
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -104,6 +104,8 @@ def report(architectures: Sequence[int], only: str) -> list[Resources]:
     if INTERPRETED:
         raise SystemExit("TRITON_INTERPRET is set: interpreted kernels are not compiled")
     numbers = [i for i, spec in enumerate(all_specs()) if re.search(only, spec.label)]
+    if not numbers:
+        raise SystemExit(f"no kernel has {only!r} in its name")
     jobs = [(i, arch) for arch in architectures for i in numbers]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_measure_number, *zip(*jobs, strict=True), chunksize=4))

@@ -205,7 +205,7 @@ def _image_parts(pattern: Pattern, q: Tensor) -> list[Part]:
     if pattern.kind == "column":
         columns = Windows(pattern.text_len, pattern.width, pattern.height, step=1, stride=pattern.width)
         return [Part(columns, columns, is_causal=True)]
-    if pattern.reach is None:
+    if pattern.kind == "causal":
         image = Windows.one(pattern.text_len, pattern.image_len)
         return [Part(image, image, is_causal=True)]
     return _band_parts(pattern, q)
@@ -217,7 +217,8 @@ def _band_parts(pattern: Pattern, q: Tensor) -> list[Part]:
     The first queries, whose reach would leave the image, are one tile of their own, the head. The others are alike, so
     that one small mask serves them all. The head also takes the queries that do not fill a band.
     """
-    text_len, image_len, reach = pattern.text_len, pattern.image_len, pattern.reach
+    text_len, image_len = pattern.text_len, pattern.image_len
+    reach = image_len - 1 if pattern.reach is None else pattern.reach
     unit = 1 if pattern.rule.by_offset else pattern.width
     band = unit * math.ceil((MIN_TILE if reach <= 2 * MIN_TILE else 2 * MIN_TILE) / unit)
     head_len = min(unit * math.ceil(reach / unit), image_len)

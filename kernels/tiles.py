@@ -51,13 +51,14 @@ def image_tiling(pattern: Pattern, block: int, other: int) -> Tiling:
     """The order in which tiles of `block` positions see the fewest blocks of `other`."""
     if pattern.kind == "causal":
         return CAUSAL
+    reach = pattern.image_len - 1 if pattern.reach is None else pattern.reach
     sizes = {"HEIGHT": pattern.height, "WIDTH": pattern.width, "HALF": pattern.half, "WRAP": pattern.conv_wrap}
     if pattern.kind == "column":
         return CAUSAL._replace(ORDER="column", DENSE=False, **sizes)
-    raster = CAUSAL._replace(REACH=pattern.reach, DENSE=False, **sizes)
+    raster = CAUSAL._replace(REACH=reach, DENSE=False, **sizes)
     if pattern.kind != "conv":
         return raster
-    blocks = {raster: triton.cdiv(min(pattern.reach, pattern.image_len) + block, other)}
+    blocks = {raster: triton.cdiv(min(reach, pattern.image_len) + block, other)}
     for tile_w in TILE_WIDTHS:
         halo_w = tile_w + 2 * pattern.half
         # A halo wider than the grid would name some positions twice.

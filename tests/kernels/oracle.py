@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.patterns import CONV_WRAPS, KINDS, Pattern, attention_mask
+from kernels.patterns import CONV_WRAPS, KINDS, Pattern, Rule, attention_mask
 from kernels.reference import attention_reference
 
 ALL_RULES = [(kind, "linear") for kind in KINDS if kind != "conv"] + [("conv", wrap) for wrap in CONV_WRAPS]
@@ -63,3 +63,11 @@ def assert_as_exact_as_masked_sdpa(
         assert x.dtype == qkv.dtype
         spacing = torch.finfo(qkv.dtype).eps * z.abs().max()
         assert (x.double() - z).abs().max() <= 2 * (y.double() - z).abs().max() + spacing
+
+
+def every_second(q, k, width: int, half: int):
+    """A rule without a reach that is not causal's."""
+    return (k <= q) & ((q - k) % 2 == 0)
+
+
+OTHER_RULE = Rule(every_second, None, by_offset=True)

@@ -45,12 +45,12 @@ def test_implementations_agree(kind, wrap, size):
         torch.testing.assert_close(o, outputs[0])
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan, "0.1"])
 def test_scales_that_are_not_positive_are_refused(scale):
     q, k, v = qkv(TOY)
-    with pytest.raises(ValueError, match=f"scale is {scale}, expected a positive number"):
+    with pytest.raises(ValueError, match=f"scale is {scale!r}, expected a positive number"):
         attention(q, k, v, TOY, scale=scale)
-    with pytest.raises(ValueError, match=f"scale is {scale}, expected a positive number"):
+    with pytest.raises(ValueError, match=f"scale is {scale!r}, expected a positive number"):
         attention_step(q[:, :, 3:4], k, v, TOY, 3, scale=scale)
 
 
@@ -185,6 +185,14 @@ def test_a_step_whose_heads_do_not_fit_is_refused():
         attention_step(q[:, :1, :1], k, v, TOY, 3)
     with pytest.raises(ValueError, match="do not fit"):
         attention_step(q[:, :, 3:4], k, v[:, :, :-1], TOY, 3)
+
+
+def test_what_is_no_tensor_is_named():
+    q, k, v = qkv(TOY)
+    with pytest.raises(ValueError, match=r"prefix_lengths is \[3, 2\], expected a tensor"):
+        attention(q, k, v, TOY, prefix_lengths=[3, 2])
+    with pytest.raises(ValueError, match=r"position is 1.5, expected an int or a tensor"):
+        attention_step(q[:, :, 3:4], k, v, TOY, 1.5)
 
 
 class OnAGpu:

@@ -248,6 +248,11 @@ def test_a_span_that_is_one_too_short_is_caught(kernel):
     assert max((x - y).abs().max() for x, y in zip(found, expected, strict=True)) > 1e-3
 
 
+def test_a_rule_without_a_reach():
+    with mock.patch.dict(patterns.RULES, {("row", None): oracle.OTHER_RULE}):
+        assert_matches_reference(inputs(Pattern("row", 5, 5, 7), heads=1), Pattern("row", 5, 5, 7))
+
+
 # --- as an operator ---------------------------------------------------------------------------------------------------
 
 TOY = Pattern("row", 5, 3, 4)
@@ -309,6 +314,12 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(attention(q, k, v, TOY, impl="triton").sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivatives; impl='reference' has"):
         gradient.sum().backward()
+
+
+def test_forward_mode_is_refused():
+    q, k, v = toy()
+    with pytest.raises(RuntimeError, match="no forward-mode derivatives; impl='reference' has"):
+        torch.func.jvp(lambda q: attention(q, k, v, TOY, impl="triton"), (q,), (q,))
 
 
 def test_vmap_is_refused():

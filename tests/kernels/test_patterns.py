@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.patterns import CONV_WRAPS, KINDS, Pattern, attends, attends_image, attention_mask, dense_mask
+from kernels.patterns import CONV_WRAPS, KINDS, RULES, Pattern, attends, attends_image, attention_mask, dense_mask
 
 ALL_RULES = [(kind, "linear") for kind in KINDS if kind != "conv"] + [("conv", wrap) for wrap in CONV_WRAPS]
 
@@ -357,13 +357,31 @@ def test_lengths_and_hash():
     [
         ({"kind": "diagonal"}, "unknown kind 'diagonal', expected one of causal, row, column, conv"),
         ({"conv_wrap": "mirror"}, "unknown conv_wrap 'mirror', expected one of linear, clamped, modulo"),
-        ({"text_len": 0}, "text_len is 0, expected at least 1"),
-        ({"height": 0}, "height is 0, expected at least 1"),
-        ({"width": -3}, "width is -3, expected at least 1"),
+        ({"text_len": 0}, "text_len is 0, expected a whole number of at least 1"),
+        ({"width": 2.5}, "width is 2.5, expected a whole number of at least 1"),
+        ({"width": True}, "width is True, expected a whole number of at least 1"),
+        ({"height": 0}, "height is 0, expected a whole number of at least 1"),
+        ({"width": -3}, "width is -3, expected a whole number of at least 1"),
         ({"conv_kernel": 10}, "conv_kernel is 10, expected an odd number"),
-        ({"conv_kernel": -1}, "conv_kernel is -1, expected at least 1"),
+        ({"conv_kernel": -1}, "conv_kernel is -1, expected a whole number of at least 1"),
     ],
 )
 def test_bad_patterns_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(Pattern("row", 6, 4, 4), **change)
+
+
+@pytest.mark.parametrize(("kind", "wrap"), RULES)
+@pytest.mark.parametrize(("height", "width", "kernel"), [(7, 5, 3), (5, 12, 5), (3, 4, 11), (1, 9, 3), (9, 1, 3)])
+def test_what_a_rule_has_to_promise(kind, wrap, height, width, kernel):
+    """It shows each query itself, none of its future, nothing beyond its reach, and looks alike as far as it says."""
+    pattern = Pattern(kind, 1, height, width, kernel, wrap or "linear")
+    positions = torch.arange(pattern.image_len)
+    q, k = positions[:, None], positions[None, :]
+    seen = pattern.rule.allows(q, k, width, pattern.half)
+    assert seen.diagonal().all()
+    assert not (seen & (k > q)).any()
+    if pattern.reach is not None:
+        assert not (seen & (q - k > pattern.reach)).any()
+        step = 1 if pattern.rule.by_offset else width
+        assert torch.equal(seen[step:, step:], seen[:-step, :-step])

@@ -189,6 +189,11 @@ def test_a_span_that_is_off_by_one_is_caught(kind):
     assert (found - expected).abs().max() > 1e-3
 
 
+def test_a_rule_without_a_reach():
+    with mock.patch.dict(patterns.RULES, {("row", None): oracle.OTHER_RULE}):
+        assert_matches_reference(packed(Pattern("row", 5, 9, 7), 2, 2, 4), Pattern("row", 5, 9, 7))
+
+
 def test_a_reach_that_is_too_short_is_caught():
     pattern = Pattern("row", 5, 90, 7)
     q, k, v = unpack(packed(pattern, 1, 1, 4))
