@@ -48,7 +48,7 @@ def dot(a, b, acc, BLOCK: tl.constexpr):
 @triton.jit
 def load(rows, positions, valid, BLOCK: tl.constexpr):
     """(N, D) at `positions` (N,); zeros where they are not `valid` (None: all are) and beyond the head dim."""
-    offs_d = tl.arange(0, BLOCK.D)
+    offs_d = tl.arange(0, BLOCK.D).to(tl.int64)
     pointers = rows.pointer + positions.to(tl.int64)[:, None] * rows.stride_t + offs_d[None, :] * rows.stride_d
     if valid is None:
         if BLOCK.HEAD_DIM == BLOCK.D:
@@ -64,7 +64,7 @@ def load(rows, positions, valid, BLOCK: tl.constexpr):
 
 @triton.jit
 def store(rows, values, positions, valid, BLOCK: tl.constexpr):
-    offs_d = tl.arange(0, BLOCK.D)
+    offs_d = tl.arange(0, BLOCK.D).to(tl.int64)
     pointers = rows.pointer + positions.to(tl.int64)[:, None] * rows.stride_t + offs_d[None, :] * rows.stride_d
     mask = valid[:, None] & (offs_d < BLOCK.HEAD_DIM)[None, :]
     tl.store(pointers, values.to(rows.pointer.dtype.element_ty), mask=mask)

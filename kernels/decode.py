@@ -278,15 +278,14 @@ def run_step(
     o, launch = q.new_empty(q.shape), launch_parameters(q, pattern)
     prefix_lengths = None if prefix_lengths is None else prefix_lengths.contiguous()
     splits = split_count(pattern, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
-    with torch.cuda.device_of(q):  # Triton launches on the current device, whichever its tensors are on
-        if splits == 1:
-            step_call(q, k, v, o, None, position, prefix_lengths, scale, pattern, launch, splits).run()
-            return o
-        parts = q.new_empty(splits, *q.shape, dtype=torch.float32)
-        lse = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
-        step_call(q, k, v, parts, lse, position, prefix_lengths, scale, pattern, launch, splits).run()
-        merge_call(parts, lse, o).run()
+    if splits == 1:
+        step_call(q, k, v, o, None, position, prefix_lengths, scale, pattern, launch, splits).run(q)
         return o
+    parts = q.new_empty(splits, *q.shape, dtype=torch.float32)
+    lse = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
+    step_call(q, k, v, parts, lse, position, prefix_lengths, scale, pattern, launch, splits).run(q)
+    merge_call(parts, lse, o).run(q)
+    return o
 
 
 def aot_specs() -> Iterator[AotSpec]:

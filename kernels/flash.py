@@ -19,7 +19,6 @@ Legend: B batch, H heads, T sequence, D head dim, L text_len.
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -108,8 +107,9 @@ def _head_block(q: Tensor) -> int:
 
 
 def _precision() -> str:
-    # Three products of tf32 parts come to float32's accuracy, in the matrix units.
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # Three products of tf32 parts come to float32's accuracy, in the matrix units. Both of PyTorch's ways of allowing
+    # less show here; asking torch.get_float32_matmul_precision is an error once the other one was used.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _common(plan: Plan, q: Tensor, launch: Launch, tile: int, other: int) -> dict[str, Any]:
@@ -229,8 +229,7 @@ def empty_rows(like: Tensor) -> Tensor:
 
 def run_forward(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     o, lse = empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    with _on_device(q):
-        forward_call(plan, launch_parameters("forward", q, plan.pattern), q, k, v, o, lse).run()
+    forward_call(plan, launch_parameters("forward", q, plan.pattern), q, k, v, o, lse).run(q)
     return o, lse
 
 
@@ -246,19 +245,13 @@ def run_backward(
         dk_parts, dv_parts = (x.new_empty(parts, dtype=torch.float32) for x in (dk, dv))
     else:
         dk_parts, dv_parts = dk_text, dv_text
-    with _on_device(q):
-        query_launch = launch_parameters("query_gradient", q, plan.pattern)
-        query_gradient_call(plan, query_launch, do, q, k, v, o, lse, dq, delta).run()
-        key_gradient_call(plan, launch, do, q, k, v, lse, delta, dk, dv, dk_parts, dv_parts).run()
+    query_launch = launch_parameters("query_gradient", q, plan.pattern)
+    query_gradient_call(plan, query_launch, do, q, k, v, o, lse, dq, delta).run(q)
+    key_gradient_call(plan, launch, do, q, k, v, lse, delta, dk, dv, dk_parts, dv_parts).run(q)
     if splits > 1:
         dk_text[0].copy_(dk_parts.sum(dim=0))
         dv_text[0].copy_(dv_parts.sum(dim=0))
     return dq, dk, dv
-
-
-def _on_device(x: Tensor) -> AbstractContextManager[Any]:
-    # Triton launches on the current device, whichever its tensors are on.
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 # --- the operator ----------------------------------------------------------------------------------------------------

@@ -35,11 +35,13 @@ class Call(NamedTuple):
     max_registers: int = 0
     """A thread; 0: as many as the compiler takes."""
 
-    def run(self) -> None:
+    def run(self, like: Tensor) -> None:
+        """Launches it on the device of `like`; Triton by itself takes the current one, wherever its tensors are."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
         if self.max_registers:
             options["maxnreg"] = self.max_registers
-        self.kernel[self.grid](**self.arguments, **options)
+        with torch.cuda.device_of(like):
+            self.kernel[self.grid](**self.arguments, **options)
 
 
 class AotSpec(NamedTuple):

@@ -170,10 +170,10 @@ def argmax_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     split_size, n_splits = _splits(x.device, triton.cdiv(n_rows, launch.block_m), n_codes, launch.block_n)
     tops = torch.empty(n_splits, n_rows, dtype=torch.float32, device=x.device)
     indices = torch.empty(n_splits, n_rows, dtype=torch.int64, device=x.device)
-    _argmax_call(slabs, weight, bias, tops, indices, split_size, launch, block_d).run()
+    _argmax_call(slabs, weight, bias, tops, indices, split_size, launch, block_d).run(x)
     if n_splits > 1:
         merged = torch.empty(n_rows, dtype=torch.int64, device=x.device)
-        _merge_call(tops, indices, merged).run()
+        _merge_call(tops, indices, merged).run(x)
         return merged.view(x.shape[:-1])
     return indices.view(x.shape[:-1])
 
