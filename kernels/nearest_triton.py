@@ -48,9 +48,15 @@ WIDENED = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits o
 
 @triton.jit
 def tf32_round(v):
-    """To the nearest number that has 10 bits behind the point, as an int operation that the interpreter knows too."""
+    """To the nearest number that has 10 bits behind the point, by integers, which the interpreter knows too.
+
+    Toward zero where the nearest would be infinity. A NaN may come out as infinity, but what is then left of it
+    (v - tf32_round(v)) is NaN as arithmetic makes it, and stays that.
+    """
     bits = v.to(tl.int32, bitcast=True)
-    return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # Not beyond: half a step more would make infinity of a finite number, and -0 of the NaN of all ones, a GPU's own.
+    half = tl.where((bits & 0x7FFFFFFF) < 0x7F7FF000, 0x1000, 0)
+    return ((bits + half) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -96,6 +96,15 @@ def test_two_numbers_of_the_matrix_units_make_a_float32():
     assert ((values.double() - high.double() - low.double()).abs() <= 2.0**-22 * values.double().abs()).all()
 
 
+def test_the_largest_numbers_are_split_into_finite_ones():
+    largest = torch.tensor([0x7F7FFFFF, 0x7F7FF000, 0x7F7FEFFF, 0x7F7FE000], dtype=torch.int32).view(torch.float32)
+    values = torch.cat([largest, -largest]).to(DEVICE)
+    high, low = torch.empty_like(values), torch.empty_like(values)
+    split_kernel[1,](values, high, low, BLOCK=8)
+    assert high.isfinite().all()
+    assert ((values.double() - high.double() - low.double()).abs() <= 2.0**-21 * values.double().abs()).all()
+
+
 @every_way
 def test_near_ties_that_bfloat16_would_flip(way):
     x, weight, expected = near_ties()
@@ -194,6 +203,27 @@ def test_nan_is_found_at_its_first_position(way):
     assert torch.equal(argmax_linear(x, weight, bias, impl="reference"), found(way, x, weight, bias))
 
 
+# All ones, as a GPU makes it; as a CPU does; signalling, one bit from infinity. Each of both signs.
+NANS = (0x7FFFFFFF, -1, 0x7FC00000, -0x400000, 0x7F800001, -0x7FFFFF)
+
+
+@every_way
+@pytest.mark.parametrize("bits", NANS, ids=lambda bits: f"{bits & 0xFFFFFFFF:#x}")
+@pytest.mark.parametrize("dim", [20, 48])
+@pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's
+def test_every_nan_is_one(way, bits, dim):
+    x, weight = normal(10, dim), normal(33, dim, seed=1)
+    clean = found(way, x, weight)
+    nan = torch.tensor(bits, dtype=torch.int32)
+    x.view(torch.int32)[3, 4] = nan
+    assert found(way, x, weight).tolist() == [*clean[:3].tolist(), 0, *clean[4:].tolist()]
+    x[3, 4] = 1
+    weight.view(torch.int32)[17, 2] = nan
+    assert found(way, x, weight).tolist() == [17] * 10
+    if way == "triton":
+        assert found(way, x.bfloat16(), weight).tolist() == [17] * 10
+
+
 @every_way
 def test_codes_ruled_out(way):
     x, weight = normal(10, 20), normal(33, 20, seed=1)
@@ -220,6 +250,17 @@ def test_near_the_ends_of_the_range(way, scale):
     x, weight = normal(20, 24) * scale, normal(30, 24, seed=1)
     x[1] = normal(24, seed=2)
     check(found(way, x, weight), x, weight, ties=scale == 0)
+
+
+@every_way
+@pytest.mark.parametrize("large", [3.4e38, torch.finfo(torch.float32).max])
+def test_the_largest_finite_numbers(way, large):
+    x, weight = normal(20, 24), normal(30, 24, seed=1) * 1e-3
+    x[3, 4], x[5, 6] = large, -large
+    check(found(way, x, weight), x, weight)
+    x, weight = x.clamp(-3, 3) * 1e-3, weight * 1e3
+    weight[7, 3], weight[9, 4] = large, -large
+    check(found(way, x, weight), x, weight)
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------
