@@ -19,6 +19,7 @@ from kernels.structured import attention_structured
 
 Impl = Literal["auto", "triton", "structured", "reference"]
 IMPLS = ("auto", "triton", "structured", "reference")
+LEAST_SCALE = torch.finfo(torch.float32).tiny  # with less, what is masked would be -inf times 0
 StepImpl = Literal["auto", "triton", "structured"]
 STEP_IMPLS = ("auto", "triton", "structured")
 
@@ -194,8 +195,8 @@ def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Patte
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
-        raise ValueError(f"scale is {scale!r}, expected a positive number")
+    if scale is not None and not (isinstance(scale, int | float) and LEAST_SCALE <= scale < math.inf):
+        raise ValueError(f"scale is {scale!r}, expected a positive number (of at least {LEAST_SCALE:.1e})")
 
 
 def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pattern) -> None:

@@ -10,8 +10,8 @@ never written down; its entries are computed from their number:
     local    the filled slots of the ring, or a single query's column, taken by strides
 
 The pattern's rule is asked about every entry before it is fetched, so that a conv layer reads its window out of the
-ring, and what is not seen may hold anything. Into how many slices a list is cut depends on shapes alone: a step that
-was captured once is replayed at every position, and repeats its results.
+ring, and what is not seen may hold anything. Into how many slices a list is cut depends on the pattern and the cache's
+length alone: a step that was captured once is replayed at every position, and its results do not depend on the batch.
 
 One query is multiplied and summed up in float32; a few are padded to 16 rows for the matrix units. There are no
 gradients. It is an operator of torch.library, `imagewords::attention_step`.
@@ -35,8 +35,7 @@ from kernels.launch import Launch, tuned_launch
 from kernels.limits import MAX_NEW, check_limits, needs_gradients, refuse_forward_mode
 from kernels.patterns import RULES, Pattern
 
-# A list is cut until the programs would fill a large GPU twice, but not into slices so short that merging costs more.
-PROGRAMS = 264
+# A list is cut into slices that are not so short that merging them costs more.
 SLICE_KEYS = 256
 MAX_SPLITS = 32
 
@@ -219,10 +218,10 @@ def launch_parameters(q: Tensor, pattern: Pattern) -> Launch:
     return tuned or table[8 * q.element_size(), _head_block(q.shape[3])]
 
 
-def split_count(pattern: Pattern, heads: int, new: int, slots: int) -> int:
-    """Into how many slices the list of keys of each of `heads` (B * H) is cut: a function of shapes alone."""
+def split_count(pattern: Pattern, new: int, slots: int) -> int:
+    """Into how many slices a head's list of keys is cut: whatever the batch, so that a picture is the same in each."""
     keys = pattern.text_len + (pattern.height if _stride(pattern, new) > 1 else slots - pattern.text_len)
-    return max(1, min(triton.cdiv(PROGRAMS, heads), keys // SLICE_KEYS, MAX_SPLITS))
+    return max(1, min(keys // SLICE_KEYS, MAX_SPLITS))
 
 
 def _stride(pattern: Pattern, new: int) -> int:
@@ -277,7 +276,7 @@ def run_step(
 ) -> Tensor:
     o, launch = q.new_empty(q.shape), launch_parameters(q, pattern)
     prefix_lengths = None if prefix_lengths is None else prefix_lengths.contiguous()
-    splits = split_count(pattern, q.shape[0] * q.shape[1], q.shape[2], k.shape[2])
+    splits = split_count(pattern, q.shape[2], k.shape[2])
     if splits == 1:
         step_call(q, k, v, o, None, position, prefix_lengths, scale, pattern, launch, splits).run(q)
         return o

@@ -51,8 +51,12 @@ def tuned_launch(device: torch.device, kernel: str, dtype: torch.dtype, head_dim
         return _on_trial[kernel]
     if device.type != "cuda":
         return None
-    key = tuning_key(torch.cuda.get_device_name(device), kernel, dtype, head_dim, kind)
-    return _load(tuned_path()).get(key)
+    return _tuned(device, kernel, dtype, head_dim, kind)
+
+
+@cache
+def _tuned(device: torch.device, kernel: str, dtype: torch.dtype, head_dim: int, kind: str) -> Launch | None:
+    return _read(tuned_path()).get(tuning_key(torch.cuda.get_device_name(device), kernel, dtype, head_dim, kind))
 
 
 @contextmanager
@@ -72,16 +76,15 @@ def store_tuned(launches: dict[str, Launch]) -> Path:
     """Adds tuned parameters, by `tuning_key`, to the file and returns its path; whole or not at all."""
     path = tuned_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    merged = {key: launch._asdict() for key, launch in sorted((_load(path) | launches).items())}
+    merged = {key: launch._asdict() for key, launch in sorted((_read(path) | launches).items())}
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     beside.write_text(json.dumps(merged, indent=1) + "\n")
     beside.replace(path)
-    _load.cache_clear()
+    _tuned.cache_clear()
     return path
 
 
-@cache
-def _load(path: Path) -> dict[str, Launch]:
+def _read(path: Path) -> dict[str, Launch]:
     if not path.exists():
         return {}
     try:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from kernels import decode, flash, nearest_triton
 from kernels.attention import attention, attention_step
@@ -126,8 +126,8 @@ def best_launch(
         with trying(case.kernel, launch):
             try:
                 times[launch] = milliseconds(case.run)
-            except OutOfResources:
-                continue  # more shared memory than there is
+            except (OutOfResources, PTXASError):
+                continue  # more shared memory than there is, or registers too few to compile
     return min(times, key=times.__getitem__), times
 
 

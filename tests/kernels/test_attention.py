@@ -45,7 +45,7 @@ def test_implementations_agree(kind, wrap, size):
         torch.testing.assert_close(o, outputs[0])
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan, "0.1"])
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-46, math.inf, math.nan, "0.1"])
 def test_scales_that_are_not_positive_are_refused(scale):
     q, k, v = qkv(TOY)
     with pytest.raises(ValueError, match=f"scale is {scale!r}, expected a positive number"):

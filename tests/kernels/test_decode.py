@@ -204,12 +204,11 @@ def test_any_number_of_slices(splits, new, monkeypatch):
 
 def test_slices_depend_on_shapes_alone(users_blocks):
     row, column, causal = (Pattern(kind, 256, 32, 32) for kind in ("row", "column", "causal"))
-    assert decode.split_count(row, 32, 1, row.cache_len) == 1  # 289 keys
-    assert decode.split_count(column, 32, 1, 1280) == 1  # 288 keys
-    assert decode.split_count(column, 32, 4, 1280) == 5
-    assert decode.split_count(causal, 32, 1, 1280) == 5
-    assert decode.split_count(causal, 2048, 1, 1280) == 1  # heads enough to fill the device
-    assert decode.split_count(Pattern("causal", 256, 256, 256), 1, 1, 256 + 256 * 256) == decode.MAX_SPLITS
+    assert decode.split_count(row, 1, row.cache_len) == 1  # 289 keys
+    assert decode.split_count(column, 1, 1280) == 1  # 288 keys
+    assert decode.split_count(column, 4, 1280) == 5
+    assert decode.split_count(causal, 1, 1280) == 5
+    assert decode.split_count(Pattern("causal", 256, 256, 256), 1, 256 + 256 * 256) == decode.MAX_SPLITS
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -92,7 +92,7 @@ def test_33x31_in_large_blocks_and_blocks_of_unequal_sides(kind, wrap, block_m, 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_prefix_lengths_from_none_to_all(kind, wrap, dtype):
     pattern = Pattern(kind, 20, 3, 6, 3, wrap)
-    prefix_lengths = torch.tensor([0, 7, 16, 20], dtype=dtype, device=DEVICE)
+    prefix_lengths = torch.tensor([[0, 9], [7, 9], [16, 9], [20, 9]], dtype=dtype, device=DEVICE)[:, 0]
     assert_matches_reference(inputs(pattern, batch=4, heads=1), pattern, prefix_lengths=prefix_lengths)
 
 
@@ -270,6 +270,36 @@ def test_opcheck(kind, lengths):
     torch.library.opcheck(torch.ops.imagewords.attention.default, arguments)
 
 
+def test_opcheck_of_the_backward_pass():
+    q, k, v = (x.detach() for x in toy())
+    settings = (None, 0.25, "row", 5, 3, 4, 11, "linear")
+    o, lse = torch.ops.imagewords.attention(q, k, v, *settings)
+    torch.library.opcheck(
+        torch.ops.imagewords.attention_backward.default, (torch.ones_like(o), q, k, v, o, lse, *settings)
+    )
+
+
+@pytest.mark.parametrize("allow", ["set_float32_matmul_precision", "fp32_precision"])
+def test_tf32_where_pytorch_is_told_so(allow, monkeypatch):
+    assert flash._precision() == "tf32x3"
+    try:
+        if allow == "fp32_precision":
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision("high")
+        assert flash._precision() == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none" if allow == "fp32_precision" else "ieee"
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_launched_on_the_device_of_the_tensors():
+    q, k, v = toy()
+    with mock.patch.object(torch.cuda, "device_of", wraps=torch.cuda.device_of) as device_of:
+        attention(q, k, v, TOY, impl="triton").sum().backward()
+    assert len(device_of.mock_calls) == 3
+
+
 def test_compiled_without_a_graph_break():
     q, k, v = toy()
 
@@ -417,8 +447,12 @@ def test_offsets_beyond_32_bits(table_launches):
     heads = 2**31 // (pattern.seq_len * 64) + 2
     q, k, v = torch.randn(3, 1, heads, pattern.seq_len, 64, device=DEVICE, dtype=torch.bfloat16)
     last = slice(heads - 1, heads)
-    o = attention_flash(q, k, v, pattern)[:, last]
-    torch.testing.assert_close(o, attention_flash(q[:, last], k[:, last], v[:, last], pattern))
+    tensors, of_last = ([x[:, heads].detach().requires_grad_() for x in (q, k, v)] for heads in (slice(None), last))
+    o, expected = attention_flash(*tensors, pattern), attention_flash(*of_last, pattern)
+    torch.testing.assert_close(o[:, last], expected)
+    gradients = torch.autograd.grad(o, tensors, torch.ones_like(o))
+    exact = torch.autograd.grad(expected, of_last, torch.ones_like(expected))
+    torch.testing.assert_close([x[:, last] for x in gradients], list(exact))
 
 
 @on_a_gpu

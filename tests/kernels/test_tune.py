@@ -24,10 +24,10 @@ ARGS = Namespace(
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    launch._load.cache_clear()
+    launch._tuned.cache_clear()
     with mock.patch.object(torch.cuda, "get_device_name", return_value="a GPU"):
         yield
-    launch._load.cache_clear()
+    launch._tuned.cache_clear()
 
 
 def found() -> Launch | None:
