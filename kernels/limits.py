@@ -1,4 +1,4 @@
-"""What the Triton attention kernels take, told without importing Triton."""
+"""What the Triton kernels take, told without importing Triton."""
 
 import sys
 
@@ -23,14 +23,14 @@ def check_limits(q: Tensor) -> None:
 
 
 def suits_triton(q: Tensor) -> bool:
-    """Whether impl="auto" means the Triton kernels for tensors like q."""
-    return (
-        q.is_cuda
-        and sys.platform == "linux"  # where Triton is installed
-        and q.dtype in DTYPES
-        and q.shape[-1] <= MAX_HEAD_DIM
-        and is_capable(q.device)
-    )
+    """Whether impl="auto" means the Triton kernels of attention for tensors like q."""
+    return q.shape[-1] <= MAX_HEAD_DIM and runs_triton(q)
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether Triton kernels can run on x: its device and dtype."""
+    # Triton is installed on Linux only.
+    return x.is_cuda and sys.platform == "linux" and x.dtype in DTYPES and is_capable(x.device)
 
 
 @torch.compiler.assume_constant_result  # compilers cannot look into the question

@@ -12,14 +12,13 @@ nearest_triton.py (GPUs) and nearest_blocked.py (CPUs); the oracle of tests and 
 Legend: D values in each vector, K codes.
 """
 
-import sys
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.limits import LEAST_CAPABILITY
+from kernels.limits import runs_triton
 
 Impl = Literal["auto", "triton", "blocked", "reference"]
 IMPLS = ("auto", "triton", "blocked", "reference")
@@ -55,7 +54,8 @@ def argmax_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl
         raise ValueError(f"unknown impl {impl!r}, expected one of {', '.join(IMPLS)}")
     if impl == "triton" and x.dtype == torch.float64:
         raise ValueError("impl='triton' knows float32, float16 and bfloat16, these tensors are torch.float64")
-    impl = _automatic(x) if impl == "auto" else impl
+    if impl == "auto":
+        impl = "triton" if runs_triton(x) else "blocked"
     return _argmax_linear(x, weight, bias, impl)
 
 
@@ -90,11 +90,6 @@ def argmax_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         scores += bias.double()
     return scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).max(dim=-1).indices
-
-
-def _automatic(x: Tensor) -> str:
-    able = x.is_cuda and sys.platform == "linux" and torch.cuda.get_device_capability(x.device) >= LEAST_CAPABILITY
-    return "triton" if able and x.dtype != torch.float64 else "blocked"
 
 
 @torch.library.custom_op("imagewords::argmax_linear", mutates_args=())

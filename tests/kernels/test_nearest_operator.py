@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -48,6 +49,25 @@ def test_compiles_without_a_break(impl):
         assert torch.equal(compiled(x), function(x))
     gradient = torch.autograd.grad(compiled(x).sum(), linear.weight)[0]
     assert gradient.count_nonzero() > 0  # of the codes that were looked up
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "impl"),
+    [
+        (torch.float32, (8, 0), "triton"),
+        (torch.bfloat16, (9, 0), "triton"),
+        (torch.float32, (7, 5), "blocked"),
+        (torch.float64, (9, 0), "blocked"),
+    ],
+)
+def test_auto_chooses_by_device_and_dtype(monkeypatch, dtype, capability, impl):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    chosen = []
+    monkeypatch.setattr(nearest, "_argmax_linear", lambda x, weight, bias, impl: chosen.append(impl))
+    with FakeTensorMode():  # of a device that need not be there
+        for device in ("cuda", "cpu"):
+            argmax_linear(torch.empty(3, 4, dtype=dtype, device=device), torch.empty(5, 4, dtype=dtype, device=device))
+    assert chosen == [impl, "blocked"]
 
 
 @every_way
