@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks import nearest
 
@@ -13,7 +14,9 @@ def test_every_task_is_measured_and_recorded(tmp_path, capsys):
     out = tmp_path / "results" / "nearest.json"
     nearest.main([*SETTINGS, f"--out={out}"])
     result = json.loads(out.read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    printed = capsys.readouterr().out
+    assert "x ours: time over ours; above 1, ours is the faster, but --quick is too small to tell" in printed
+    assert json.loads(printed.splitlines()[-1]) == result
     assert result.keys() >= {"date", "commit", "hardware", "threads", "python", "torch", "settings"}
     assert [row["task"] for row in result["rows"]] == ["codes", "codes", "logits", "encode"]
     for row in result["rows"]:
@@ -39,3 +42,13 @@ def test_wrong_indices_are_not_timed(monkeypatch, function, task):
 def test_a_clock_that_cannot_see_the_device_is_refused():
     with pytest.raises(ValueError, match="cannot time work on cpu"):
         nearest.main([*SETTINGS, "--clock=events"])
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_work_and_events_are_on_one_device(monkeypatch, device, index):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "_check_stray_context", lambda device: None, raising=False)
+    nearest.parse_args([f"--device={device}"])
+    assert current == [index]
