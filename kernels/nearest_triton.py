@@ -148,7 +148,7 @@ def argmax_kernel(
 
 
 @triton.jit
-def merge_kernel(tops, indices, merged, n_rows, n_splits, BLOCK: tl.constexpr):
+def merge_splits_kernel(tops, indices, merged, n_rows, n_splits, BLOCK: tl.constexpr):
     """tops, indices (S, N) -> merged (N,): of equal tops the one of the first split, which has the lowest codes."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = rows < n_rows
@@ -222,7 +222,7 @@ def _argmax_call(
 def _merge_call(tops: Tensor, indices: Tensor, merged: Tensor) -> Call:
     n_splits, n_rows = tops.shape
     arguments = {"tops": tops, "indices": indices, "merged": merged, "n_rows": n_rows, "n_splits": n_splits}
-    return Call(merge_kernel, (triton.cdiv(n_rows, MERGED_ROWS),), arguments | {"BLOCK": MERGED_ROWS}, 4, 3)
+    return Call(merge_splits_kernel, (triton.cdiv(n_rows, MERGED_ROWS),), arguments | {"BLOCK": MERGED_ROWS}, 4, 3)
 
 
 def _as_slabs(x: Tensor) -> Tensor:
