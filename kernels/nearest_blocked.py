@@ -88,7 +88,12 @@ def _first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Where torch.set_float32_matmul_precision has float32 products computed in fewer bits: not these."""
+    """Where torch.set_float32_matmul_precision has float32 products computed in fewer bits: not these.
+
+    PyTorch knows no precision of one product, so the setting of the whole process is changed for as long and put back:
+    products of other threads meanwhile are exact too, two threads in here may undo each other's, and what another
+    thread sets meanwhile is lost.
+    """
     settings = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
     if (before := settings.fp32_precision) not in ("tf32", "bf16"):
         yield
