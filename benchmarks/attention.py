@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.device.startswith("cuda"):
         if not torch.cuda.is_available():
             parser.error(f"--device is {args.device}, but PyTorch {torch.__version__} finds no CUDA device here")
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(torch.device(args.device).index or 0)
     return with_defaults(args)
 
 

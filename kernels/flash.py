@@ -18,243 +18,15 @@ Legend: B batch, H heads, T sequence, D head dim, L text_len.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
-import triton
 from torch import Tensor
 
-from kernels.blocks import Block
-from kernels.flash_backward import key_gradient_kernel, query_gradient_kernel
-from kernels.flash_forward import forward_kernel
-from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
-from kernels.launch import Launch, tuned_launch
+from kernels.flash_launch import Layer, empty_rows, run_backward, run_forward
+from kernels.jit import check_device
 from kernels.limits import check_limits, refuse_forward_mode
-from kernels.patterns import RULES, Pattern, causal_rule
-from kernels.tiles import CAUSAL, image_tiling
-
-# Blocks of image queries that a split of a text tile's walk has at least: 16 are all of a 32x32 grid.
-LEAST_BLOCKS_A_SPLIT = 16
-
-
-# (bits of the dtype, block of the head dim) -> launch parameters. They are no measurements: of those that the compiler
-# fits into registers and shared memory, the ones with the fewest passes over keys (README.md); kernels.tune measures.
-FORWARD = {
-    (16, 16): Launch(128, 64, 8, 3, 128),
-    (16, 32): Launch(128, 64, 8, 3, 128),
-    (16, 64): Launch(128, 64, 8, 3, 128),
-    (16, 128): Launch(128, 64, 8, 2),
-    (16, 256): Launch(64, 32, 8, 2),
-    (32, 16): Launch(64, 32, 4, 2),
-    (32, 32): Launch(64, 32, 4, 2),
-    (32, 64): Launch(64, 32, 4, 2),
-    (32, 128): Launch(64, 32, 8, 1),
-    (32, 256): Launch(32, 16, 4, 1),
-}
-QUERY_GRADIENT = {
-    (16, 16): Launch(64, 64, 4, 3),
-    (16, 32): Launch(64, 64, 4, 3),
-    (16, 64): Launch(64, 64, 4, 3),
-    (16, 128): Launch(64, 64, 8, 2),
-    (16, 256): Launch(32, 32, 4, 1),  # fits where a block has 99 KB, on 8.6, 8.9 and 12.0
-    (32, 16): Launch(64, 32, 4, 2),
-    (32, 32): Launch(64, 32, 4, 2),
-    (32, 64): Launch(64, 32, 4, 2),
-    (32, 128): Launch(32, 32, 4, 1),
-    (32, 256): Launch(16, 16, 4, 1),
-}
-KEY_GRADIENT = {
-    (16, 16): Launch(64, 64, 4, 3),
-    (16, 32): Launch(64, 64, 4, 3),
-    (16, 64): Launch(64, 64, 4, 2),
-    (16, 128): Launch(64, 64, 8, 2),
-    (16, 256): Launch(32, 32, 8, 1),
-    (32, 16): Launch(32, 64, 4, 2),
-    (32, 32): Launch(32, 64, 4, 2),
-    (32, 64): Launch(32, 32, 4, 1),
-    (32, 128): Launch(32, 32, 8, 1),
-    (32, 256): Launch(16, 16, 4, 1),
-}
-TABLES = {"forward": FORWARD, "query_gradient": QUERY_GRADIENT, "key_gradient": KEY_GRADIENT}
-
-
-class Plan(NamedTuple):
-    """One layer's attention as the kernels see it."""
-
-    pattern: Pattern
-    text_len: int
-    image_len: int
-    scale: float
-    prefix_lengths: Tensor | None
-
-    @classmethod
-    def of(cls, pattern: Pattern, scale: float, prefix_lengths: Tensor | None) -> "Plan":
-        # A causal sequence without prefixes is all text: the mask is the same, and there is one kind of tile.
-        all_text = pattern.kind == "causal" and prefix_lengths is None
-        lengths = (pattern.seq_len, 0) if all_text else (pattern.text_len, pattern.image_len)
-        return cls(pattern, *lengths, scale, None if prefix_lengths is None else prefix_lengths.contiguous())
-
-
-def launch_parameters(kernel: str, q: Tensor, pattern: Pattern) -> Launch:
-    """Tuned parameters of this device, or those of the table."""
-    tuned = tuned_launch(q.device, kernel, q.dtype, q.shape[-1], pattern.kind)
-    return tuned or TABLES[kernel][8 * q.element_size(), _head_block(q)]
-
-
-def _head_block(q: Tensor) -> int:
-    return max(16, triton.next_power_of_2(q.shape[-1]))
-
-
-def _precision() -> str:
-    # Three products of tf32 parts come to float32's accuracy, in the matrix units. Both of PyTorch's ways of allowing
-    # less show here; asking torch.get_float32_matmul_precision is an error once the other one was used.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def _common(plan: Plan, q: Tensor, launch: Launch, tile: int, other: int) -> dict[str, Any]:
-    """Arguments that all kernels take; tiles are of `tile` positions against blocks of `other`."""
-    return {
-        "prefix_lengths": plan.prefix_lengths,
-        "n_head": q.shape[1],
-        "text_len": plan.text_len,
-        "image_len": plan.image_len,
-        "scale_log2": plan.scale * math.log2(math.e),
-        "CAUSAL_RULE": device_function(causal_rule),
-        "CAUSAL": CAUSAL,
-        "RULE": device_function(plan.pattern.rule.allows),
-        "IMAGE": image_tiling(plan.pattern, tile, other),
-        "BLOCK": Block(launch.block_m, launch.block_n, _head_block(q), q.shape[-1], _precision()),
-    }
-
-
-def _query_call(kernel: Any, plan: Plan, q: Tensor, launch: Launch, arguments: dict[str, Any]) -> Call:
-    """A kernel whose programs are tiles of queries."""
-    common = _common(plan, q, launch, launch.block_m, launch.block_n)
-    text_tiles = triton.cdiv(plan.text_len, launch.block_m)
-    tiles = text_tiles + common["IMAGE"].count(plan.image_len, launch.block_m)
-    masked = plan.prefix_lengths is not None or plan.text_len % launch.block_n != 0
-    arguments |= common | {"text_tiles": text_tiles, "tiles": tiles, "MASK_TEXT": masked}
-    return Call(kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, *launch[2:])
-
-
-def forward_call(plan: Plan, launch: Launch, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> Call:
-    """Writes o and lse."""
-    arguments = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
-    return _query_call(forward_kernel, plan, q, launch, arguments | _strides(q=q, k=k, v=v, o=o))
-
-
-def query_gradient_call(
-    plan: Plan,
-    launch: Launch,
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    dq: Tensor,
-    delta: Tensor,
-) -> Call:
-    """Writes dq and delta, which the next call reads."""
-    arguments = {"q": q, "k": k, "v": v, "o": o, "do": do, "dq": dq, "lse": lse, "delta": delta, "scale": plan.scale}
-    return _query_call(query_gradient_kernel, plan, q, launch, arguments | _strides(q=q, k=k, v=v, o=o, do=do, dq=dq))
-
-
-def text_splits(plan: Plan, block_m: int) -> int:
-    """Into how many parts the image queries are divided for each tile of text keys: by shapes only."""
-    return max(1, triton.cdiv(plan.image_len, block_m) // LEAST_BLOCKS_A_SPLIT)
-
-
-def key_gradient_call(
-    plan: Plan, launch: Launch, do: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, delta: Tensor,
-    dk: Tensor, dv: Tensor, dk_text: Tensor, dv_text: Tensor,
-) -> Call:  # fmt: skip
-    """Writes the image's rows of dk and dv, and dk_text and dv_text (splits, B, H, L, D), to be summed over splits."""
-    common = _common(plan, q, launch, launch.block_n, launch.block_m)
-    splits, text_tiles = len(dk_text), triton.cdiv(plan.text_len, launch.block_n)
-    tiles = text_tiles * splits + common["IMAGE"].count(plan.image_len, launch.block_n)
-    blocks_a_split = triton.cdiv(triton.cdiv(plan.image_len, launch.block_m), splits)
-    tensors = {"q": q, "k": k, "v": v, "do": do, "dk": dk, "dv": dv, "dk_text": dk_text, "dv_text": dv_text}
-    arguments = tensors | _strides(q=q, k=k, v=v, do=do, dkv=dk, text=dk_text[0]) | common | {
-        "lse": lse,
-        "delta": delta,
-        "scale": plan.scale,
-        "text_tiles": text_tiles,
-        "splits": splits,
-        "split_stride": dk_text.stride(0),
-        "split_len": blocks_a_split * launch.block_m,
-        "tiles": tiles,
-    }  # fmt: skip
-    return Call(key_gradient_kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, *launch[2:])
-
-
-def _strides(**tensors: Tensor) -> dict[str, tuple[int, ...]]:
-    return {f"{name}_strides": x.stride() for name, x in tensors.items()}
-
-
-def aot_specs() -> Iterator[AotSpec]:
-    """Every entry of the tables under the costliest mask, those of bfloat16 and head dim 64 under all."""
-    for bits, head_dim in FORWARD:
-        dtype = torch.float32 if bits == 32 else torch.bfloat16
-        masks = RULES if (bits, head_dim) == (16, 64) else [("conv", "modulo")]
-        for kind, wrap in masks:
-            pattern = Pattern(kind, 256, 64, 64, conv_wrap=wrap or "linear")
-            name = f"{str(dtype).removeprefix('torch.')}, D {head_dim}, {kind}{f' {wrap}' if wrap else ''}"
-            for kernel, call in _aot_calls(pattern, dtype, head_dim).items():
-                yield aot_spec(f"{kernel}, {name}", call)
-
-
-def _aot_calls(pattern: Pattern, dtype: torch.dtype, head_dim: int) -> dict[str, Call]:
-    """The launches of one layer of B=2, H=16 whose q, k and v are views of one projection, with prefix lengths."""
-    qkv = torch.empty(2, pattern.seq_len, 3, 16, head_dim, dtype=dtype, device="meta").permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    o, do, dq, dk, dv = (empty_rows(q) for _ in range(5))
-    lse, delta = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
-    parts = q.new_empty(2, 2, 16, pattern.text_len, head_dim, dtype=torch.float32)
-    plan = Plan.of(pattern, 0.125, torch.empty(2, dtype=torch.int32, device="meta"))
-    forward, query, key = (launch_parameters(kernel, q, pattern) for kernel in TABLES)
-    return {
-        "forward": forward_call(plan, forward, q, k, v, o, lse),
-        "dq": query_gradient_call(plan, query, do, q, k, v, o, lse, dq, delta),
-        "dk dv": key_gradient_call(plan, key, do, q, k, v, lse, delta, dk, dv, parts, parts),
-    }
-
-
-def empty_rows(like: Tensor) -> Tensor:
-    """(B, H, T, D), in memory (B, T, H, D): what follows merges the heads, which then is a view."""
-    batch, heads, seq, head_dim = like.shape
-    return like.new_empty(batch, seq, heads, head_dim).transpose(1, 2)
-
-
-def run_forward(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    o, lse = empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    forward_call(plan, launch_parameters("forward", q, plan.pattern), q, k, v, o, lse).run(q)
-    return o, lse
-
-
-def run_backward(
-    plan: Plan, do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv, delta = empty_rows(q), empty_rows(k), empty_rows(v), torch.empty_like(lse)
-    launch = launch_parameters("key_gradient", q, plan.pattern)
-    splits = text_splits(plan, launch.block_m)
-    dk_text, dv_text = (x[None, :, :, : plan.text_len] for x in (dk, dv))
-    if splits > 1:
-        parts = (splits, *dk_text.shape[1:])
-        dk_parts, dv_parts = (x.new_empty(parts, dtype=torch.float32) for x in (dk, dv))
-    else:
-        dk_parts, dv_parts = dk_text, dv_text
-    query_launch = launch_parameters("query_gradient", q, plan.pattern)
-    query_gradient_call(plan, query_launch, do, q, k, v, o, lse, dq, delta).run(q)
-    key_gradient_call(plan, launch, do, q, k, v, lse, delta, dk, dv, dk_parts, dv_parts).run(q)
-    if splits > 1:
-        dk_text[0].copy_(dk_parts.sum(dim=0))
-        dv_text[0].copy_(dv_parts.sum(dim=0))
-    return dq, dk, dv
-
-
-# --- the operator ----------------------------------------------------------------------------------------------------
+from kernels.patterns import Pattern
 
 
 @torch.library.custom_op("imagewords::attention", mutates_args=())
@@ -273,7 +45,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """Returns o (B, H, T, D) and lse (B, H, T)."""
     pattern = Pattern(kind, text_len, height, width, conv_kernel, conv_wrap)
-    return run_forward(Plan.of(pattern, scale, prefix_lengths), q, k, v)
+    return run_forward(Layer.of(pattern, scale, prefix_lengths), q, k, v)
 
 
 @torch.library.custom_op("imagewords::attention_backward", mutates_args=())
@@ -295,7 +67,7 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dq, dk, dv, each (B, H, T, D)."""
     pattern = Pattern(kind, text_len, height, width, conv_kernel, conv_wrap)
-    return run_backward(Plan.of(pattern, scale, prefix_lengths), do, q, k, v, o, lse)
+    return run_backward(Layer.of(pattern, scale, prefix_lengths), do, q, k, v, o, lse)
 
 
 @_attention.register_fake

@@ -17,7 +17,7 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from kernels import decode, flash, nearest_triton
+from kernels import decode, flash_launch, nearest_triton
 from kernels.attention import attention, attention_step
 from kernels.launch import Launch, store_tuned, trying, tuning_key
 from kernels.nearest import nearest_code
@@ -92,7 +92,7 @@ def _flash_case(
         return torch.autograd.grad(attention(q, k, v, pattern, impl="triton"), (q, k, v), do)
 
     key = tuning_key(name, kernel, dtype, shape[3], pattern.kind)
-    return Case(kernel, key, run, flash.launch_parameters(kernel, q, pattern))
+    return Case(kernel, key, run, flash_launch.launch_parameters(kernel, q, pattern))
 
 
 def _decode_case(

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from kernels import flash, patterns
+from kernels import flash, flash_launch, patterns
 from kernels.attention import attention
 from kernels.flash import attention_flash
 from kernels.launch import Launch
@@ -36,13 +36,13 @@ SHAPES = [(5, 7, 5, 3), (3, 1, 19, 3), (2, 19, 1, 3)]
 def small_blocks() -> Iterator[None]:
     """Blocks so small that short sequences take several, and memory full of NaN where nothing was written yet."""
     torch.use_deterministic_algorithms(True)  # then PyTorch fills what torch.empty gives, unless told not to
-    with mock.patch.object(flash, "launch_parameters", return_value=SMALL):
+    with mock.patch.object(flash_launch, "launch_parameters", return_value=SMALL):
         yield
     torch.use_deterministic_algorithms(False)
 
 
 def blocks(block_m: int, block_n: int):
-    return mock.patch.object(flash, "launch_parameters", return_value=Launch(block_m, block_n, 4, 1))
+    return mock.patch.object(flash_launch, "launch_parameters", return_value=Launch(block_m, block_n, 4, 1))
 
 
 def inputs(pattern: Pattern, batch: int = 1, heads: int = 2, head_dim: int = 16, seed: int = 0, dtype=torch.float32):
@@ -55,7 +55,7 @@ def assert_matches_reference(qkv: Tensor, pattern: Pattern, **options) -> None:
 
 def test_unwritten_memory_is_poisoned():
     assert torch.empty(3, device=DEVICE).isnan().all()
-    assert flash.empty_rows(torch.zeros(1, 1, 2, 3, device=DEVICE)).isnan().all()
+    assert flash_launch.empty_rows(torch.zeros(1, 1, 2, 3, device=DEVICE)).isnan().all()
 
 
 @every_rule
@@ -101,9 +101,9 @@ def test_prefix_lengths_from_none_to_all(kind, wrap, dtype):
 def test_text_keys_gather_from_several_splits(kind, wrap, prefix):
     pattern = Pattern(kind, 20, 7, 9, 3, wrap)
     lengths = None if prefix is None else torch.tensor([prefix], device=DEVICE)
-    with mock.patch.object(flash, "LEAST_BLOCKS_A_SPLIT", 1):
+    with mock.patch.object(flash_launch, "LEAST_BLOCKS_A_SPLIT", 1):
         if (kind, prefix) != ("causal", None):  # which is all text
-            assert flash.text_splits(flash.Plan.of(pattern, 0.25, lengths), SMALL.block_m) == 4
+            assert flash_launch.text_splits(flash_launch.Layer.of(pattern, 0.25, lengths), SMALL.block_m) == 4
         assert_matches_reference(inputs(pattern, heads=1), pattern, prefix_lengths=lengths)
 
 
@@ -237,13 +237,13 @@ def test_a_span_that_is_one_too_short_is_caught(kernel):
     qkv = inputs(pattern, heads=1)
     expected = output_and_gradient(attention_reference, qkv, pattern)
     short = image_tiling(pattern, 16, 16)._replace(REACH=pattern.width - 1)
-    correct = getattr(flash, f"{kernel}_call")
+    correct = getattr(flash_launch, f"{kernel}_call")
 
     def with_short_span(*arguments):
         call = correct(*arguments)
         return call._replace(arguments=call.arguments | {"IMAGE": short})
 
-    with mock.patch.object(flash, f"{kernel}_call", with_short_span):
+    with mock.patch.object(flash_launch, f"{kernel}_call", with_short_span):
         found = output_and_gradient(attention_flash, qkv, pattern)
     assert max((x - y).abs().max() for x, y in zip(found, expected, strict=True)) > 1e-3
 
@@ -281,13 +281,13 @@ def test_opcheck_of_the_backward_pass():
 
 @pytest.mark.parametrize("allow", ["set_float32_matmul_precision", "fp32_precision"])
 def test_tf32_where_pytorch_is_told_so(allow, monkeypatch):
-    assert flash._precision() == "tf32x3"
+    assert flash_launch._precision() == "tf32x3"
     try:
         if allow == "fp32_precision":
             torch.backends.cuda.matmul.fp32_precision = "tf32"
         else:
             torch.set_float32_matmul_precision("high")
-        assert flash._precision() == "tf32"
+        assert flash_launch._precision() == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none" if allow == "fp32_precision" else "ieee"
         torch.set_float32_matmul_precision("highest")
@@ -392,11 +392,11 @@ def on_a_gpu(test):
 @pytest.fixture
 def table_launches(small_blocks) -> Iterator[None]:
     """What users get, tuned or not."""
-    with mock.patch.object(flash, "launch_parameters", LAUNCH_PARAMETERS):
+    with mock.patch.object(flash_launch, "launch_parameters", LAUNCH_PARAMETERS):
         yield
 
 
-LAUNCH_PARAMETERS = flash.launch_parameters
+LAUNCH_PARAMETERS = flash_launch.launch_parameters
 
 
 @on_a_gpu

@@ -73,11 +73,11 @@ def test_every_launch_configuration_compiles_and_fits(arch, only, matrix_unit):
 )
 def test_what_does_not_fit_is_seen(launch, fault):
     source = f"""
-from kernels import flash
+from kernels import flash_launch
 from kernels.launch import Launch
 from kernels.resources import measure
-flash.FORWARD[16, 64] = Launch{launch}
-spec = next(spec for spec in flash.aot_specs() if spec.label.startswith("forward, bfloat16, D 64, row"))
+flash_launch.FORWARD[16, 64] = Launch{launch}
+spec = next(spec for spec in flash_launch.aot_specs() if spec.label.startswith("forward, bfloat16, D 64, row"))
 found = measure(spec, 90)
 print(found.blocks, found.spilled)
 """

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 from triton.runtime.errors import OutOfResources
 
-from kernels import flash, launch, tune
+from kernels import flash_launch, launch, tune
 from kernels.launch import CACHE_VARIABLE, Launch, store_tuned, trying, tuned_launch, tuned_path, tuning_key
 from kernels.patterns import Pattern
 
@@ -56,11 +56,11 @@ def test_a_damaged_file_is_named(content):
 
 def test_a_launch_on_trial_comes_before_the_table():
     q = torch.zeros(1, 1, 14, 16)
-    table = flash.launch_parameters("forward", q, Pattern("row", 5, 3, 3))
+    table = flash_launch.launch_parameters("forward", q, Pattern("row", 5, 3, 3))
     with trying("forward", Launch(32, 16, 4, 1)):
-        assert flash.launch_parameters("forward", q, Pattern("row", 5, 3, 3)) == Launch(32, 16, 4, 1)
-        assert flash.launch_parameters("query_gradient", q, Pattern("row", 5, 3, 3)) != Launch(32, 16, 4, 1)
-    assert flash.launch_parameters("forward", q, Pattern("row", 5, 3, 3)) == table
+        assert flash_launch.launch_parameters("forward", q, Pattern("row", 5, 3, 3)) == Launch(32, 16, 4, 1)
+        assert flash_launch.launch_parameters("query_gradient", q, Pattern("row", 5, 3, 3)) != Launch(32, 16, 4, 1)
+    assert flash_launch.launch_parameters("forward", q, Pattern("row", 5, 3, 3)) == table
 
 
 def test_the_quickest_candidate_that_fits_wins():
@@ -69,7 +69,7 @@ def test_the_quickest_candidate_that_fits_wins():
     tried = []
 
     def milliseconds(run) -> float:
-        tried.append(flash.launch_parameters("forward", torch.zeros(1, 1, 14, 16), Pattern("row", 5, 3, 3)))
+        tried.append(flash_launch.launch_parameters("forward", torch.zeros(1, 1, 14, 16), Pattern("row", 5, 3, 3)))
         if tried[-1].block_n == 128:
             raise OutOfResources(300_000, 232_448, "shared memory")
         return 1.0 if tried[-1] == Launch(64, 32, 4, 3) else 2.0

@@ -87,7 +87,7 @@ def test_checkpointing_changes_nothing_but_memory(make_prior, make_batch, block)
 def test_training_by_triton_follows_the_same_gradients(make_prior, make_batch, monkeypatch, block, attend_pads):
     """Loss and gradients as a GPU has them, in Triton's interpreter where there is none."""
     pytest.importorskip("triton", reason="Triton is for Linux")
-    from kernels import flash
+    from kernels import flash, flash_launch
     from kernels.launch import Launch
 
     text_tokens, image_tokens = make_batch(2)
@@ -102,7 +102,7 @@ def test_training_by_triton_follows_the_same_gradients(make_prior, make_batch, m
 
     expected, runs = gradients(), []
     monkeypatch.setattr(attention, "suits_triton", lambda q: True)
-    monkeypatch.setattr(flash, "launch_parameters", lambda *args: Launch(16, 16, 4, 1))
+    monkeypatch.setattr(flash_launch, "launch_parameters", lambda *args: Launch(16, 16, 4, 1))
     monkeypatch.setattr(flash, "run_forward", lambda *args, run=flash.run_forward: runs.append(1) or run(*args))
     found = gradients()
     assert len(runs) == 2 * 6  # the checkpoints' second time included
