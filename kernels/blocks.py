@@ -25,6 +25,11 @@ class Block(NamedTuple):
     """How tl.dot multiplies float32: "tf32x3" or "tf32"."""
 
 
+def head_block(head_dim: int) -> int:
+    """The power of two that the kernels hold of a head dim, at least the matrix units' smallest."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
 class Rows(NamedTuple):
     """One head of q, k, v or the like, from the first text or the first image position on (device side)."""
 

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.blocks import LEAST_FLOAT32, Block, Rows, dot, head_rows, load, store, used_text_keys
+from kernels.blocks import LEAST_FLOAT32, Block, Rows, dot, head_block, head_rows, load, store, used_text_keys
 from kernels.jit import AotSpec, Call, aot_spec, check_device, device_function
 from kernels.launch import Launch, tuned_launch
 from kernels.limits import MAX_NEW, check_limits, needs_gradients, refuse_forward_mode
@@ -215,7 +215,7 @@ def launch_parameters(q: Tensor, pattern: Pattern) -> Launch:
     """Tuned parameters of this device, or those of the tables."""
     kernel, table = ("decode_one", ONE) if q.shape[2] == 1 else ("decode_few", FEW)
     tuned = tuned_launch(q.device, kernel, q.dtype, q.shape[3], pattern.kind)
-    return tuned or table[8 * q.element_size(), _head_block(q.shape[3])]
+    return tuned or table[8 * q.element_size(), head_block(q.shape[3])]
 
 
 def split_count(pattern: Pattern, new: int, slots: int) -> int:
@@ -227,10 +227,6 @@ def split_count(pattern: Pattern, new: int, slots: int) -> int:
 def _stride(pattern: Pattern, new: int) -> int:
     """Raster positions from one local key to the next: a single query of a column goes up that column."""
     return pattern.width if pattern.kind == "column" and new == 1 else 1
-
-
-def _head_block(head_dim: int) -> int:
-    return max(16, triton.next_power_of_2(head_dim))
 
 
 def step_call(
@@ -258,7 +254,7 @@ def step_call(
         "WIDTH": pattern.width,
         "HALF": pattern.half,
         "STRIDE": _stride(pattern, q.shape[2]),
-        "BLOCK": Block(launch.block_m, launch.block_n, _head_block(q.shape[3]), q.shape[3], "ieee"),
+        "BLOCK": Block(launch.block_m, launch.block_n, head_block(q.shape[3]), q.shape[3], "ieee"),
     }
     return Call(step_kernel, (q.shape[0] * q.shape[1], splits), arguments, launch.num_warps, launch.num_stages)
 
@@ -266,7 +262,7 @@ def step_call(
 def merge_call(parts: Tensor, lse: Tensor, o: Tensor) -> Call:
     """Writes o (B, H, N, D) out of `parts` (splits, B, H, N, D)."""
     splits, head_dim = len(parts), o.shape[3]
-    blocks = {"BLOCK_S": triton.next_power_of_2(splits), "BLOCK_D": _head_block(head_dim), "HEAD_DIM": head_dim}
+    blocks = {"BLOCK_S": triton.next_power_of_2(splits), "BLOCK_D": head_block(head_dim), "HEAD_DIM": head_dim}
     arguments = {"parts": parts, "lse": lse, "o": o, "splits": splits} | blocks
     return Call(merge_kernel, (o.numel() // head_dim,), arguments, **MERGE)
 

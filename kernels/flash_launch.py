@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.blocks import Block
+from kernels.blocks import Block, head_block
 from kernels.flash_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.flash_forward import forward_kernel
 from kernels.jit import AotSpec, Call, aot_spec, device_function
@@ -84,11 +84,7 @@ class Layer(NamedTuple):
 def launch_parameters(kernel: str, q: Tensor, pattern: Pattern) -> Launch:
     """Tuned parameters of this device, or those of the table."""
     tuned = tuned_launch(q.device, kernel, q.dtype, q.shape[-1], pattern.kind)
-    return tuned or TABLES[kernel][8 * q.element_size(), _head_block(q)]
-
-
-def _head_block(q: Tensor) -> int:
-    return max(16, triton.next_power_of_2(q.shape[-1]))
+    return tuned or TABLES[kernel][8 * q.element_size(), head_block(q.shape[-1])]
 
 
 def _precision() -> str:
@@ -109,7 +105,7 @@ def _common(layer: Layer, q: Tensor, launch: Launch, tile: int, other: int) -> d
         "CAUSAL": CAUSAL,
         "RULE": device_function(layer.pattern.rule.allows),
         "IMAGE": image_tiling(layer.pattern, tile, other),
-        "BLOCK": Block(launch.block_m, launch.block_n, _head_block(q), q.shape[-1], _precision()),
+        "BLOCK": Block(launch.block_m, launch.block_n, head_block(q.shape[-1]), q.shape[-1], _precision()),
     }
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from kernels import nearest_blocked, nearest_triton
 from kernels.launch import Launch
 from kernels.nearest import argmax_linear
+from tests.kernels.oracle import DEVICE
 
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
 WAYS = ("blocked", "narrowed", "triton")
 every_way = pytest.mark.parametrize("way", WAYS)
 SHAPES = [(1, 1, 1), (5, 7, 3), (1, 300, 16), (33, 40, 32), (37, 65, 70), (20, 130, 8), (3, 17, 257)]
@@ -24,18 +23,6 @@ DTYPES = [
     (torch.bfloat16, torch.float32),
     (torch.float32, torch.float16),
 ]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """NaN, or the largest integer, where nothing was written yet."""
-    deterministic = torch.utils.deterministic
-    before = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = True
-    yield
-    deterministic.fill_uninitialized_memory = before
-    torch.use_deterministic_algorithms(False)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels.patterns import CONV_WRAPS, KINDS, Pattern, Rule, attention_mask
 from kernels.reference import attention_reference
 
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
 ALL_RULES = [(kind, "linear") for kind in KINDS if kind != "conv"] + [("conv", wrap) for wrap in CONV_WRAPS]
 every_rule = pytest.mark.parametrize(("kind", "wrap"), ALL_RULES)
 pattern_strategy = st.builds(
@@ -21,6 +23,10 @@ pattern_strategy = st.builds(
     width=st.integers(1, 40),
     kernel=st.sampled_from([1, 3, 5, 11]),
 )
+
+
+def on_a_gpu(test: Callable) -> Callable:
+    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")(test))
 
 
 def packed(pattern: Pattern, batch: int, heads: int, head_dim: int, seed: int = 0, dtype=torch.float64) -> Tensor:

@@ -24,25 +24,19 @@ from kernels.launch import Launch
 from kernels.limits import MAX_NEW
 from kernels.patterns import Pattern, attention_mask
 from kernels.reference import attention_reference
-from tests.kernels.oracle import every_rule, packed, pattern_strategy, unpack
-
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
-
+from tests.kernels.oracle import DEVICE, HAS_GPU, every_rule, on_a_gpu, packed, pattern_strategy, unpack
 
 USERS_PARAMETERS, USERS_SLICE_KEYS = decode.launch_parameters, decode.SLICE_KEYS
 
 
 @pytest.fixture(autouse=True)
-def small_blocks() -> Iterator[None]:
-    """Blocks and slices so short that a list takes several, and memory full of NaN where nothing was written yet."""
-    torch.use_deterministic_algorithms(True)
+def small_blocks(poisoned_memory) -> Iterator[None]:
+    """Blocks and slices so short that a list takes several."""
     with (
         mock.patch.object(decode, "launch_parameters", lambda q, _: Launch(1 if q.shape[2] == 1 else 16, 16, 4, 1)),
         mock.patch.object(decode, "SLICE_KEYS", 10),
     ):
         yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -345,10 +339,6 @@ def test_autocast_decides_the_dtype():
 
 
 # --- full sizes ------------------------------------------------------------------------------------------------------
-
-
-def on_a_gpu(test):
-    return pytest.mark.gpu(pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")(test))
 
 
 @on_a_gpu

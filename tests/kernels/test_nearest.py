@@ -13,7 +13,6 @@ import triton.language as tl
 from kernels import nearest_triton
 from kernels.nearest import METRICS, argmax_linear, nearest_code
 from tests.kernels.nearest_oracle import (
-    DEVICE,
     DTYPES,
     SHAPES,
     check,
@@ -22,12 +21,12 @@ from tests.kernels.nearest_oracle import (
     found,
     near_ties,
     normal,
-    poisoned_memory,
     small_blocks,
     whole,
 )
+from tests.kernels.oracle import DEVICE
 
-__all__ = ["poisoned_memory"]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # --- the right index --------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from kernels import nearest_blocked
-from tests.kernels.nearest_oracle import check, normal, poisoned_memory, small_blocks
+from tests.kernels.nearest_oracle import check, normal, small_blocks
 
-__all__ = ["poisoned_memory"]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def decided(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

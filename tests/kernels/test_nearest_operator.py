@@ -13,19 +13,17 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from kernels import nearest, nearest_blocked, nearest_triton
 from kernels.nearest import argmax_linear, nearest_code
 from tests.kernels.nearest_oracle import (
-    DEVICE,
     DTYPES,
-    HAS_GPU,
     check,
     every_way,
     found,
     near_ties,
     normal,
-    poisoned_memory,
     small_blocks,
 )
+from tests.kernels.oracle import DEVICE, HAS_GPU
 
-__all__ = ["poisoned_memory"]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.mark.parametrize("impl", ["blocked", "triton", "reference"])
