@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from kernels.jit import INTERPRETED
 from kernels.tiles import span, span_positions
@@ -30,12 +31,30 @@ def head_block(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
+class Heads(NamedTuple):
+    """A tensor (B, H, T, D) with its strides, as the kernels take it."""
+
+    pointer: Any
+    strides: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Heads":
+        return cls(x, x.stride())
+
+
 class Rows(NamedTuple):
     """One head of q, k, v or the like, from the first text or the first image position on (device side)."""
 
     pointer: Any
     stride_t: Any
     stride_d: Any
+
+
+class Keys(NamedTuple):
+    """The keys and values of one head's text or image (device side)."""
+
+    k: Rows
+    v: Rows
 
 
 LEAST_FLOAT32 = tl.constexpr(-3.4028234e38)
@@ -76,10 +95,17 @@ def store(rows, values, positions, valid, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def head_rows(pointer, strides, batch, head, start):
-    """The Rows of one head of a (B, H, T, D) tensor from sequence position `start` on. Offsets take 64 bits."""
+def rows_of(heads, batch, head, start):
+    """The Rows of one head from sequence position `start` on. Offsets take 64 bits."""
+    strides = heads.strides
     offset = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + tl.cast(start, tl.int64) * strides[2]
-    return Rows(pointer + offset, strides[2], strides[3])
+    return Rows(heads.pointer + offset, strides[2], strides[3])
+
+
+@triton.jit
+def keys_of(k, v, batch, head, start):
+    """The Keys of one head from sequence position `start` on."""
+    return Keys(rows_of(k, batch, head, start), rows_of(v, batch, head, start))
 
 
 @triton.jit
@@ -97,9 +123,7 @@ def walk_keys(
     state,
     inputs,
     keys,
-    values,
-    text_keys,
-    text_values,
+    text,
     used_text,
     MASK_TEXT: tl.constexpr,
     tile,
@@ -109,32 +133,35 @@ def walk_keys(
     TILING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Takes all blocks of keys that a tile of queries sees into `state` by STEP(state, inputs, k, v, mask, BLOCK)."""
+    """Takes all blocks of keys that a tile of queries sees into `state` by STEP(state, inputs, k, v, mask, BLOCK).
+
+    `keys` are the Keys of the tile's own kind; of `text` it sees the first `used_text`.
+    """
     offs_n = tl.arange(0, BLOCK.N)
     for start in tl.range(0, used_text, BLOCK.N):
         k_pos = start + offs_n
         if MASK_TEXT:
             in_use = k_pos < used_text
-            k = load(text_keys, k_pos, in_use, BLOCK)
-            v = load(text_values, k_pos, in_use, BLOCK)
+            k = load(text.k, k_pos, in_use, BLOCK)
+            v = load(text.v, k_pos, in_use, BLOCK)
             state = STEP(state, inputs, k, v, in_use[None, :], BLOCK)
         else:
-            k = load(text_keys, k_pos, None, BLOCK)
-            v = load(text_values, k_pos, None, BLOCK)
+            k = load(text.k, k_pos, None, BLOCK)
+            v = load(text.v, k_pos, None, BLOCK)
             state = STEP(state, inputs, k, v, None, BLOCK)
 
     first, end = span(tile, length, TILING, BLOCK.M, False)
     if TILING.DENSE:
         first = first // BLOCK.N * BLOCK.N
         for start in tl.range(0, first, BLOCK.N):
-            k = load(keys, start + offs_n, None, BLOCK)
-            v = load(values, start + offs_n, None, BLOCK)
+            k = load(keys.k, start + offs_n, None, BLOCK)
+            v = load(keys.v, start + offs_n, None, BLOCK)
             state = STEP(state, inputs, k, v, None, BLOCK)
 
     for start in tl.range(first, end, BLOCK.N):
         k_pos, valid = span_positions(start + offs_n, end, tile, length, TILING)
-        k = load(keys, k_pos, valid, BLOCK)
-        v = load(values, k_pos, valid, BLOCK)
+        k = load(keys.k, k_pos, valid, BLOCK)
+        v = load(keys.v, k_pos, valid, BLOCK)
         mask = RULE(q_pos[:, None], k_pos[None, :], TILING.WIDTH, TILING.HALF) & valid[None, :]
         state = STEP(state, inputs, k, v, mask, BLOCK)
     return state

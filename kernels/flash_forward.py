@@ -7,7 +7,7 @@ text or of the image. acc, l_i, m_i: output, sum and maximum of the softmax so f
 import triton
 import triton.language as tl
 
-from kernels.blocks import LEAST_FLOAT32, dot, head_rows, load, store, used_text_keys, walk_keys
+from kernels.blocks import LEAST_FLOAT32, dot, keys_of, load, rows_of, store, used_text_keys, walk_keys
 from kernels.tiles import tile_positions
 
 
@@ -31,9 +31,7 @@ def _attend(state, inputs, k, v, mask, BLOCK: tl.constexpr):
 def _forward_tile(
     queries,
     keys,
-    values,
-    text_keys,
-    text_values,
+    text,
     used_text,
     MASK_TEXT: tl.constexpr,
     o,
@@ -54,8 +52,8 @@ def _forward_tile(
     # The least finite number, as -inf would make -inf - -inf of rows that are masked so far.
     m_i = tl.full([M], LEAST_FLOAT32, dtype=tl.float32)
     acc, l_i, m_i = walk_keys(
-        _attend, (acc, l_i, m_i), (q, scale_log2), keys, values, text_keys, text_values, used_text, MASK_TEXT,
-        tile, q_pos, length, RULE, TILING, BLOCK,
+        _attend, (acc, l_i, m_i), (q, scale_log2),
+        keys, text, used_text, MASK_TEXT, tile, q_pos, length, RULE, TILING, BLOCK,
     )  # fmt: skip
     l_i = tl.where(q_valid, l_i, 1.0)  # rows beyond the image may have seen no key
     store(o, acc / l_i[:, None], q_pos, q_valid, BLOCK)
@@ -70,10 +68,6 @@ def forward_kernel(
     o,
     lse,
     prefix_lengths,
-    q_strides,
-    k_strides,
-    v_strides,
-    o_strides,
     n_head,
     text_len,
     image_len,
@@ -87,22 +81,24 @@ def forward_kernel(
     IMAGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One tile of queries of one head: the text's tiles and then the image's, from the last to the first."""
+    """One tile of queries of one head: the text's tiles and then the image's, from the last to the first.
+
+    q, k, v and o are Heads, lse is (B, H, T).
+    """
     pid = tl.program_id(0)
     tile = tiles - 1 - pid % tiles
     batch, head = pid // tiles // n_head, pid // tiles % n_head
     lse += (pid // tiles).to(tl.int64) * (text_len + image_len)
-    text_keys, text_values = head_rows(k, k_strides, batch, head, 0), head_rows(v, v_strides, batch, head, 0)
+    text = keys_of(k, v, batch, head, 0)
     if tile < text_tiles:
         _forward_tile(
-            head_rows(q, q_strides, batch, head, 0), text_keys, text_values, text_keys, text_values, 0, False,
-            head_rows(o, o_strides, batch, head, 0), lse, tile, text_len, scale_log2, CAUSAL_RULE, CAUSAL, BLOCK,
+            rows_of(q, batch, head, 0), text, text, 0, False, rows_of(o, batch, head, 0), lse,
+            tile, text_len, scale_log2, CAUSAL_RULE, CAUSAL, BLOCK,
         )  # fmt: skip
     else:
         _forward_tile(
-            head_rows(q, q_strides, batch, head, text_len),
-            head_rows(k, k_strides, batch, head, text_len), head_rows(v, v_strides, batch, head, text_len),
-            text_keys, text_values, used_text_keys(prefix_lengths, batch, text_len), MASK_TEXT,
-            head_rows(o, o_strides, batch, head, text_len), lse + text_len,
+            rows_of(q, batch, head, text_len), keys_of(k, v, batch, head, text_len),
+            text, used_text_keys(prefix_lengths, batch, text_len), MASK_TEXT,
+            rows_of(o, batch, head, text_len), lse + text_len,
             tile - text_tiles, image_len, scale_log2, RULE, IMAGE, BLOCK,
         )  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.blocks import Block, head_block
+from kernels.blocks import Block, Heads, head_block
 from kernels.flash_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.flash_forward import forward_kernel
 from kernels.jit import AotSpec, Call, aot_spec, device_function
@@ -121,8 +121,7 @@ def _query_call(kernel: Any, layer: Layer, q: Tensor, launch: Launch, arguments:
 
 def forward_call(layer: Layer, launch: Launch, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor) -> Call:
     """Writes o and lse."""
-    arguments = {"q": q, "k": k, "v": v, "o": o, "lse": lse}
-    return _query_call(forward_kernel, layer, q, launch, arguments | _strides(q=q, k=k, v=v, o=o))
+    return _query_call(forward_kernel, layer, q, launch, _heads(q=q, k=k, v=v, o=o) | {"lse": lse})
 
 
 def query_gradient_call(
@@ -138,8 +137,8 @@ def query_gradient_call(
     delta: Tensor,
 ) -> Call:
     """Writes dq and delta, which the next call reads."""
-    arguments = {"q": q, "k": k, "v": v, "o": o, "do": do, "dq": dq, "lse": lse, "delta": delta, "scale": layer.scale}
-    return _query_call(query_gradient_kernel, layer, q, launch, arguments | _strides(q=q, k=k, v=v, o=o, do=do, dq=dq))
+    arguments = _heads(q=q, k=k, v=v, o=o, do=do, dq=dq) | {"lse": lse, "delta": delta, "scale": layer.scale}
+    return _query_call(query_gradient_kernel, layer, q, launch, arguments)
 
 
 def text_splits(layer: Layer, block_m: int) -> int:
@@ -156,22 +155,21 @@ def key_gradient_call(
     splits, text_tiles = len(dk_text), triton.cdiv(layer.text_len, launch.block_n)
     tiles = text_tiles * splits + common["IMAGE"].count(layer.image_len, launch.block_n)
     blocks_a_split = triton.cdiv(triton.cdiv(layer.image_len, launch.block_m), splits)
-    tensors = {"q": q, "k": k, "v": v, "do": do, "dk": dk, "dv": dv, "dk_text": dk_text, "dv_text": dv_text}
-    arguments = tensors | _strides(q=q, k=k, v=v, do=do, dkv=dk, text=dk_text[0]) | common | {
+    arguments = _heads(q=q, k=k, v=v, do=do, dk=dk, dv=dv, dk_text=dk_text[0], dv_text=dv_text[0]) | common | {
         "lse": lse,
         "delta": delta,
         "scale": layer.scale,
         "text_tiles": text_tiles,
         "splits": splits,
-        "split_stride": dk_text.stride(0),
         "split_len": blocks_a_split * launch.block_m,
+        "split_stride": dk_text.stride(0),
         "tiles": tiles,
     }  # fmt: skip
     return Call(key_gradient_kernel, (q.shape[0] * q.shape[1] * tiles,), arguments, *launch[2:])
 
 
-def _strides(**tensors: Tensor) -> dict[str, tuple[int, ...]]:
-    return {f"{name}_strides": x.stride() for name, x in tensors.items()}
+def _heads(**tensors: Tensor) -> dict[str, Heads]:
+    return {name: Heads.of(x) for name, x in tensors.items()}
 
 
 def aot_specs() -> Iterator[AotSpec]:

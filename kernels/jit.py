@@ -79,7 +79,8 @@ def aot_spec(label: str, call: Call) -> AotSpec:
 def _specialised(value: Any, path: tuple[int, ...], constexprs: dict[Any, Any], attrs: dict[Any, Any]) -> Any:
     """Triton's type of an argument: None and 1 become constants, pointers and multiples of 16 are noted as such."""
     if isinstance(value, tuple):
-        return tuple(_specialised(x, (*path, i), constexprs, attrs) for i, x in enumerate(value))
+        members = [_specialised(x, (*path, i), constexprs, attrs) for i, x in enumerate(value)]
+        return type(value)(*members) if hasattr(value, "_fields") else tuple(members)
     if value is None or value is True or value is False or (isinstance(value, int) and value == 1):
         constexprs[path] = value
         return "constexpr"

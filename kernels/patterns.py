@@ -91,6 +91,10 @@ KINDS = tuple(dict.fromkeys(kind for kind, _ in RULES))
 CONV_WRAPS = tuple(wrap for _, wrap in RULES if wrap is not None)
 
 
+# A pattern as arguments of an operator of torch.library, which takes no objects.
+PATTERN_SCHEMA = "str kind, int text_len, int height, int width, int conv_kernel, str conv_wrap"
+
+
 @dataclass(frozen=True)
 class Pattern:
     """One attention layer's mask over a joint sequence of text and image tokens.
@@ -125,6 +129,11 @@ class Pattern:
                 raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel is {self.conv_kernel}, expected an odd number")
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """The arguments of the constructor in order, as operators take them (`PATTERN_SCHEMA`)."""
+        return self.kind, self.text_len, self.height, self.width, self.conv_kernel, self.conv_wrap
 
     @property
     def image_len(self) -> int:

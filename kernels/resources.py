@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import decode, flash_launch, nearest_triton
+from kernels import decode_launch, flash_launch, nearest_triton
 from kernels.jit import INTERPRETED, AotSpec
 
 ARCHITECTURES = (80, 90, 100)
@@ -53,7 +53,7 @@ class Resources(NamedTuple):
 
 
 def all_specs() -> Iterator[AotSpec]:
-    for module in (flash_launch, decode, nearest_triton):
+    for module in (flash_launch, decode_launch, nearest_triton):
         yield from module.aot_specs()
 
 

@@ -17,7 +17,7 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from kernels import decode, flash_launch, nearest_triton
+from kernels import decode_launch, flash_launch, nearest_triton
 from kernels.attention import attention, attention_step
 from kernels.launch import Launch, store_tuned, trying, tuning_key
 from kernels.nearest import nearest_code
@@ -107,7 +107,7 @@ def _decode_case(
         return attention_step(q, k, v, pattern, pattern.seq_len - new, impl="triton")
 
     key = tuning_key(name, kernel, dtype, head_dim, pattern.kind)
-    return Case(kernel, key, run, decode.launch_parameters(q, pattern))
+    return Case(kernel, key, run, decode_launch.launch_parameters(q, pattern))
 
 
 def _nearest_case(name: str, dtype: torch.dtype, dim: int, device: torch.device) -> Case:

@@ -106,9 +106,12 @@ def _lightning_elsewhere(imports: list[Import]) -> list[str]:
 def _triton_elsewhere(imports: list[Import]) -> list[str]:
     """Triton is for files in kernels/; those that import it at once are imported at once by each other only.
 
-    `kernels.flash` is one of those too: it imports nothing of Triton's itself, but what does.
+    `kernels.flash` and `kernels.decode` are such too: they import nothing of Triton itself, but what does.
     """
-    of_triton = {each.importer for each in imports if each.eager and room(each.name) == "triton"} | {"kernels.flash"}
+    of_triton = {each.importer for each in imports if each.eager and room(each.name) == "triton"} | {
+        "kernels.flash",
+        "kernels.decode",
+    }
     found = [
         f"{importer} imports {name}"
         for importer, name, _ in imports

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from kernels import attention, decode, jit, patterns
+from kernels import attention, decode, decode_launch, jit, patterns
 from kernels.attention import attention_step
 from kernels.cache_layout import cached_positions
 from kernels.launch import Launch
@@ -26,15 +26,17 @@ from kernels.patterns import Pattern, attention_mask
 from kernels.reference import attention_reference
 from tests.kernels.oracle import DEVICE, HAS_GPU, every_rule, on_a_gpu, packed, pattern_strategy, unpack
 
-USERS_PARAMETERS, USERS_SLICE_KEYS = decode.launch_parameters, decode.SLICE_KEYS
+USERS_PARAMETERS, USERS_SLICE_KEYS = decode_launch.launch_parameters, decode_launch.SLICE_KEYS
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(poisoned_memory) -> Iterator[None]:
     """Blocks and slices so short that a list takes several."""
     with (
-        mock.patch.object(decode, "launch_parameters", lambda q, _: Launch(1 if q.shape[2] == 1 else 16, 16, 4, 1)),
-        mock.patch.object(decode, "SLICE_KEYS", 10),
+        mock.patch.object(
+            decode_launch, "launch_parameters", lambda q, _: Launch(1 if q.shape[2] == 1 else 16, 16, 4, 1)
+        ),
+        mock.patch.object(decode_launch, "SLICE_KEYS", 10),
     ):
         yield
 
@@ -42,8 +44,8 @@ def small_blocks(poisoned_memory) -> Iterator[None]:
 @pytest.fixture
 def users_blocks(small_blocks, monkeypatch) -> None:
     """The launch parameters and slices that a user gets."""
-    monkeypatch.setattr(decode, "launch_parameters", USERS_PARAMETERS)
-    monkeypatch.setattr(decode, "SLICE_KEYS", USERS_SLICE_KEYS)
+    monkeypatch.setattr(decode_launch, "launch_parameters", USERS_PARAMETERS)
+    monkeypatch.setattr(decode_launch, "SLICE_KEYS", USERS_SLICE_KEYS)
 
 
 def inputs(pattern: Pattern, batch: int = 2, heads: int = 1, head_dim: int = 16, dtype=torch.float32) -> Tensor:
@@ -100,7 +102,7 @@ def test_unwritten_memory_is_poisoned():
 @every_rule
 def test_every_position_of_one_query(kind, wrap, monkeypatch):
     """Against rings that are as short as the mask allows and are overwritten again and again."""
-    monkeypatch.setattr(decode, "split_count", lambda *_: 1)
+    monkeypatch.setattr(decode_launch, "split_count", lambda *_: 1)
     pattern = Pattern(kind, 4, 5, 3, 3, wrap)
     prefix_lengths = torch.tensor([0, 3], device=DEVICE)
     steps = [(position, 1) for position in range(pattern.seq_len)]
@@ -190,7 +192,7 @@ def test_large_scores_do_not_overflow():
 @pytest.mark.parametrize("new", [1, 3])
 def test_any_number_of_slices(splits, new, monkeypatch):
     """More slices than blocks of keys leave some of them empty; a sample without text leaves more."""
-    monkeypatch.setattr(decode, "split_count", lambda *_: splits)
+    monkeypatch.setattr(decode_launch, "split_count", lambda *_: splits)
     pattern = Pattern("causal", 40, 5, 5)
     prefix_lengths = torch.tensor([0, 33], device=DEVICE)
     assert_rows(inputs(pattern), pattern, [(0, new), (61, new)], prefix_lengths=prefix_lengths)
@@ -198,11 +200,11 @@ def test_any_number_of_slices(splits, new, monkeypatch):
 
 def test_slices_depend_on_shapes_alone(users_blocks):
     row, column, causal = (Pattern(kind, 256, 32, 32) for kind in ("row", "column", "causal"))
-    assert decode.split_count(row, 1, row.cache_len) == 1  # 289 keys
-    assert decode.split_count(column, 1, 1280) == 1  # 288 keys
-    assert decode.split_count(column, 4, 1280) == 5
-    assert decode.split_count(causal, 1, 1280) == 5
-    assert decode.split_count(Pattern("causal", 256, 256, 256), 1, 256 + 256 * 256) == decode.MAX_SPLITS
+    assert decode_launch.split_count(row, 1, row.cache_len) == 1  # 289 keys
+    assert decode_launch.split_count(column, 1, 1280) == 1  # 288 keys
+    assert decode_launch.split_count(column, 4, 1280) == 5
+    assert decode_launch.split_count(causal, 1, 1280) == 5
+    assert decode_launch.split_count(Pattern("causal", 256, 256, 256), 1, 256 + 256 * 256) == decode_launch.MAX_SPLITS
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -222,7 +224,7 @@ def wrong_row_rule(q, k, width, half):
 
 
 def test_a_wrong_rule_is_caught(monkeypatch):
-    monkeypatch.setattr(decode, "device_function", lambda _: jit.device_function(wrong_row_rule))
+    monkeypatch.setattr(decode_launch, "device_function", lambda _: jit.device_function(wrong_row_rule))
     pattern = Pattern("row", 5, 4, 4)
     assert_rows(inputs(pattern), pattern, [(8, 1)])  # nothing lies that far back yet
     with pytest.raises(AssertionError):
@@ -241,7 +243,7 @@ def test_a_ring_one_slot_too_short_is_caught(monkeypatch):
 
 def test_a_kernel_that_reads_too_much_is_caught(monkeypatch):
     """Here one that takes the rule for granted: its output is NaN, as the reading test's poison is."""
-    monkeypatch.setattr(decode, "device_function", lambda _: jit.device_function(patterns.causal_rule))
+    monkeypatch.setattr(decode_launch, "device_function", lambda _: jit.device_function(patterns.causal_rule))
     pattern = Pattern("conv", 5, 4, 8, 3)
     assert step(inputs(pattern), pattern, 30, 1, shortest(pattern)).isnan().any()
 
