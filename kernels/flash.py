@@ -26,29 +26,28 @@ from torch import Tensor
 from kernels.flash_launch import Layer, empty_rows, run_backward, run_forward
 from kernels.jit import check_device
 from kernels.limits import check_limits, refuse_forward_mode
-from kernels.patterns import Pattern
+from kernels.patterns import PATTERN_SCHEMA, Pattern
+
+_LAYER = f"Tensor? prefix_lengths, float scale, {PATTERN_SCHEMA}"
 
 
-@torch.library.custom_op("imagewords::attention", mutates_args=())
+@torch.library.custom_op(
+    "imagewords::attention", mutates_args=(), schema=f"(Tensor q, Tensor k, Tensor v, {_LAYER}) -> (Tensor, Tensor)"
+)
 def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_lengths: Tensor | None,
-    scale: float,
-    kind: str,
-    text_len: int,
-    height: int,
-    width: int,
-    conv_kernel: int,
-    conv_wrap: str,
+    q: Tensor, k: Tensor, v: Tensor, prefix_lengths: Tensor | None, scale: float, *pattern: Any
 ) -> tuple[Tensor, Tensor]:
     """Returns o (B, H, T, D) and lse (B, H, T)."""
-    pattern = Pattern(kind, text_len, height, width, conv_kernel, conv_wrap)
-    return run_forward(Layer.of(pattern, scale, prefix_lengths), q, k, v)
+    check_limits(q)
+    check_device(q)
+    return run_forward(Layer.of(Pattern(*pattern), scale, prefix_lengths), q, k, v)
 
 
-@torch.library.custom_op("imagewords::attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "imagewords::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, {_LAYER}) -> (Tensor, Tensor, Tensor)",
+)
 def _attention_backward(
     do: Tensor,
     q: Tensor,
@@ -58,16 +57,12 @@ def _attention_backward(
     lse: Tensor,
     prefix_lengths: Tensor | None,
     scale: float,
-    kind: str,
-    text_len: int,
-    height: int,
-    width: int,
-    conv_kernel: int,
-    conv_wrap: str,
+    *pattern: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dq, dk, dv, each (B, H, T, D)."""
-    pattern = Pattern(kind, text_len, height, width, conv_kernel, conv_wrap)
-    return run_backward(Layer.of(pattern, scale, prefix_lengths), do, q, k, v, o, lse)
+    check_limits(q)
+    check_device(q)
+    return run_backward(Layer.of(Pattern(*pattern), scale, prefix_lengths), do, q, k, v, o, lse)
 
 
 @_attention.register_fake
@@ -130,11 +125,6 @@ def attention_flash(
         ValueError: a dtype, head dim or device that the kernels do not take.
         RuntimeError: forward-mode derivatives; in the backward pass, second ones; under torch.func.vmap.
     """
-    check_limits(q)
-    check_device(q)
     refuse_forward_mode(q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    p = pattern
-    return _attention(
-        q, k, v, prefix_lengths, scale, p.kind, p.text_len, p.height, p.width, p.conv_kernel, p.conv_wrap
-    )[0]
+    return _attention(q, k, v, prefix_lengths, scale, *pattern.settings)[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 
 CACHE_VARIABLE = "IMAGEWORDS_CACHE"  # names the folder, in the place of ~/.cache/imagewords
 
@@ -73,13 +74,17 @@ _on_trial: dict[str, Launch] = {}
 
 
 def store_tuned(launches: dict[str, Launch]) -> Path:
-    """Adds tuned parameters, by `tuning_key`, to the file and returns its path; whole or not at all."""
+    """Adds tuned parameters, by `tuning_key`, to the file and returns its path; whole or not at all.
+
+    A lock beside the file keeps what another process stores at the same time.
+    """
     path = tuned_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    merged = {key: launch._asdict() for key, launch in sorted((_read(path) | launches).items())}
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
-    beside.write_text(json.dumps(merged, indent=1) + "\n")
-    beside.replace(path)
+    with FileLock(path.with_suffix(".lock")):
+        merged = {key: launch._asdict() for key, launch in sorted((_read(path) | launches).items())}
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(merged, indent=1) + "\n")
+        beside.replace(path)
     _tuned.cache_clear()
     return path
 

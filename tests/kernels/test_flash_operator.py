@@ -126,6 +126,15 @@ def test_what_the_kernels_do_not_take_is_refused():
         attention(wide, wide, wide, TOY, impl="triton")
 
 
+def test_the_operators_themselves_refuse_too():
+    wide = torch.zeros(1, 1, TOY.seq_len, 257, device=DEVICE)
+    settings = (None, 1.0, *TOY.settings)
+    with pytest.raises(ValueError, match="head dim of at most 256, not 257"):
+        torch.ops.imagewords.attention(wide, wide, wide, *settings)
+    with pytest.raises(ValueError, match="head dim of at most 256, not 257"):
+        torch.ops.imagewords.attention_backward(wide, wide, wide, wide, wide, wide[..., 0], *settings)
+
+
 def test_tensors_on_a_cpu_are_refused_without_the_interpreter():
     source = """
 import torch

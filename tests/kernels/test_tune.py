@@ -1,7 +1,10 @@
 """Launch parameters: the file they are kept in, and the choice among candidates, with a clock made up."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -15,6 +18,7 @@ from kernels import flash_launch, launch, tune
 from kernels.launch import CACHE_VARIABLE, Launch, store_tuned, trying, tuned_launch, tuned_path, tuning_key
 from kernels.patterns import Pattern
 
+ROOT = Path(__file__).parents[2]
 GPU = torch.device("cuda", 0)
 ARGS = Namespace(
     kernels=list(tune.KERNELS), kinds=["row"], dtypes=["float32"], head_dims=[16], text_len=5, grid=3, batch=1, heads=1
@@ -41,9 +45,23 @@ def test_what_was_tuned_is_found_and_kept_beside_the_rest():
     path = store_tuned({tuning_key("another GPU", "forward", torch.bfloat16, 64, "row"): Launch(16, 16, 4, 1)})
     assert path == tuned_path()
     assert found() == Launch(64, 32, 4, 2, 128)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert not list(path.parent.glob("*.tmp"))
     assert tuned_launch(GPU, "forward", torch.float16, 64, "row") is None
     assert tuned_launch(torch.device("cpu"), "forward", torch.bfloat16, 64, "row") is None
+
+
+STORING = """
+import sys
+from kernels.launch import Launch, store_tuned
+for i in range(100):
+    store_tuned({f"{sys.argv[1]} {i}": Launch(64, 32, 4, 2)})
+"""
+
+
+def test_nothing_is_lost_where_two_processes_tune_at_once():
+    processes = [subprocess.Popen([sys.executable, "-c", STORING, name], cwd=ROOT) for name in ("one", "other")]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(json.loads(tuned_path().read_text())) == 200
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 3}', '{"a": {"block_m": "x"}}', '{"a": {"block": 3}}'])
