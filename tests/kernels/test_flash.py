@@ -208,12 +208,21 @@ def test_a_rule_that_is_off_by_one_is_caught(kind, wrap, allows):
 
 
 @pytest.mark.parametrize("kernel", ["forward", "query_gradient", "key_gradient"])
-def test_a_span_that_is_one_too_short_is_caught(kernel):
+@pytest.mark.parametrize(
+    ("pattern", "fault"),
+    [
+        (Pattern("row", 5, 8, 7), {"REACH": 6}),
+        (Pattern("column", 5, 8, 7), {"ORDER": "raster", "REACH": 47}),  # the last tile begins at 48
+        (Pattern("conv", 5, 8, 16, 3, "modulo"), {"WRAP": "clamped"}),  # windows that do not go round
+    ],
+)
+def test_a_span_that_is_too_short_is_caught(kernel, pattern, fault):
     """Of one kernel alone, so that no other hides it."""
-    pattern = Pattern("row", 5, 8, 7)
     qkv = inputs(pattern, heads=1)
     expected = output_and_gradient(attention_reference, qkv, pattern)
-    short = image_tiling(pattern, 16, 16)._replace(REACH=pattern.width - 1)
+    right = image_tiling(pattern, 16, 16)
+    short = right._replace(**fault)
+    assert pattern.kind != "conv" or right.ORDER == "window"
     correct = getattr(flash_launch, f"{kernel}_call")
 
     def with_short_span(*arguments):
