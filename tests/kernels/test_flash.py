@@ -212,7 +212,7 @@ def test_a_rule_that_is_off_by_one_is_caught(kind, wrap, allows):
     ("pattern", "fault"),
     [
         (Pattern("row", 5, 8, 7), {"REACH": 6}),
-        (Pattern("column", 5, 8, 7), {"ORDER": "raster", "REACH": 47}),  # the last tile begins at 48
+        (Pattern("column", 5, 8, 7), {"ORDER": "raster", "REACH": 32}),  # of 42
         (Pattern("conv", 5, 8, 16, 3, "modulo"), {"WRAP": "clamped"}),  # windows that do not go round
     ],
 )
