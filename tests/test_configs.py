@@ -107,8 +107,8 @@ def test_a_tokenizer_is_what_its_file_says(parsed, name):
     side = model.config.image_size
     z_e = model.encode_vectors(torch.zeros(2, 3, side, side, device="meta"))
     assert z_e.shape == (2, model.quantizer.in_channels, *model.grid_size)
-    mu, ln_b = model.decode_codes(torch.zeros(2, model.quantizer.out_channels, *model.grid_size, device="meta"))
-    assert mu.shape == ln_b.shape == (2, 3, side, side)
+    maps = model.decoder(torch.zeros(2, model.quantizer.out_channels, *model.grid_size, device="meta"))
+    assert maps.shape == (2, model.pixels.n_maps, side, side)
 
 
 @pytest.mark.parametrize("name", PRIOR_PRESETS)

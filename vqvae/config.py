@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vqvae.pixels import PIXEL_SPACES
+
+NETWORK_NAMES = ("dalle",)  # networks.py has what they are
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVAEConfig:
@@ -16,6 +20,8 @@ class DiscreteVAEConfig:
         n_groups: resolutions; the downsample factor is 2^(n_groups - 1).
         n_blk_per_group: residual blocks in each group.
         codebook_size: number of codes, K.
+        network: "dalle" (the paper's); see networks.py.
+        pixels: the space in which the network sees pictures, "logit_laplace" (the paper's) or "signed" (pixels.py).
         quantizer: "gumbel" (the paper's) or "vq".
         quantizer_options: further arguments of the chosen quantizer's class (gumbel.py, vector_quantizer.py).
         post_gain: weight of each residual path; None is the paper's 1 / n_layers^2, where n_layers = n_groups *
@@ -28,6 +34,8 @@ class DiscreteVAEConfig:
     n_groups: int = 4
     n_blk_per_group: int = 2
     codebook_size: int = 8192
+    network: str = "dalle"
+    pixels: str = "logit_laplace"
     quantizer: str = "gumbel"
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
     post_gain: float | None = None
@@ -38,6 +46,9 @@ class DiscreteVAEConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size is {self.codebook_size}, expected at least 2")
+        for name, known in {"network": NETWORK_NAMES, "pixels": tuple(PIXEL_SPACES)}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.n_hid % 4:
             raise ValueError(f"n_hid is {self.n_hid}, expected a multiple of 4 (a block's hidden width is a quarter)")
         if self.image_size % self.downsample_factor:

@@ -1,4 +1,4 @@
-"""The dVAE's decoder: quantized codes -> parameters of the pixels' distribution. Mirror of encoder.py."""
+"""The dVAE's decoder: quantized codes -> maps that mean a picture (pixels.py). Mirror of encoder.py."""
 
 from collections import OrderedDict
 
@@ -21,19 +21,19 @@ def _group(n_in: int, n_out: int, config: DiscreteVAEConfig, upsample: bool) -> 
 
 
 class Decoder(nn.Module):
-    """z_q (B, n_in, h, w) -> (B, 6, h f, w f): mu in the first three maps, ln b in the last three.
+    """z_q (B, n_in, h, w) -> maps (B, n_maps, h f, w f).
 
     Fed with one-hot codes the 1x1 input convolution is the embedding: its weight column k belongs to code k.
     """
 
-    def __init__(self, config: DiscreteVAEConfig, n_in: int) -> None:
+    def __init__(self, config: DiscreteVAEConfig, n_in: int, n_maps: int) -> None:
         super().__init__()
         widths = [config.n_hid * 2**g for g in reversed(range(config.n_groups))]
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=conv(n_in, config.n_init, 1))
         for g, width in enumerate(widths):
             n_group_in = config.n_init if g == 0 else widths[g - 1]
             layers[f"group_{g + 1}"] = _group(n_group_in, width, config, upsample=g + 1 < config.n_groups)
-        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], 6, 1)))
+        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], n_maps, 1)))
         self.blocks = nn.Sequential(layers)
 
     def forward(self, z_q: Tensor) -> Tensor:

@@ -35,18 +35,30 @@ def logit_laplace_nll(images: Tensor, mu: Tensor, ln_b: Tensor) -> Tensor:
 SQUARED_ERROR_STD = 0.1
 
 
-def squared_error_nll(images: Tensor, mu: Tensor, ln_b: Tensor) -> Tensor:
+def squared_error_nll(images: Tensor, mu: Tensor) -> Tensor:
     """Negative log-likelihood, up to a constant, of phi(images) under a normal distribution of fixed spread.
 
-    Its mean is sigmoid(mu), its standard deviation 0.1, and ln_b has no part in it. Shapes as in `logit_laplace_nll`,
-    which starts from medians and learns to see small things late.
+    Its mean is sigmoid(mu), its standard deviation 0.1. Shapes as in `logit_laplace_nll`, which starts from medians and
+    learns to see small things late.
     """
     return (torch.sigmoid(mu.float()) - map_pixels(images.float())).square() / (2 * SQUARED_ERROR_STD**2)
 
 
-RECONSTRUCTION_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "logit_laplace": logit_laplace_nll,
-    "squared_error": squared_error_nll,
+class ReconstructionLoss(NamedTuple):
+    """function(images (B, 3, H, W) in [0, 1], maps (B, n_maps, H, W)) -> (B, 3, H, W), float32, where maps are those
+    of the pixel space called `pixels`."""
+
+    pixels: str
+    function: Callable[[Tensor, Tensor], Tensor]
+
+
+RECONSTRUCTION_LOSSES: dict[str, ReconstructionLoss] = {
+    "logit_laplace": ReconstructionLoss(
+        "logit_laplace", lambda images, maps: logit_laplace_nll(images, *maps.chunk(2, dim=1))
+    ),
+    "squared_error": ReconstructionLoss("logit_laplace", lambda images, maps: squared_error_nll(images, maps[:, :3])),
+    "l1": ReconstructionLoss("signed", lambda images, maps: (maps.float() - (2 * images.float() - 1)).abs()),
+    "l2": ReconstructionLoss("signed", lambda images, maps: (maps.float() - (2 * images.float() - 1)).square()),
 }
 
 

@@ -1,7 +1,7 @@
 """DiscreteVAE: encoder + quantizer + decoder. images (B, 3, H, W) in [0, 1] <-> indices (B, h, w).
 
-The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at any size, with the quantizer that the
-configuration names.
+The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at any size, with the network, the quantizer
+and the pixel space that the configuration names.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,16 @@ from torch import Tensor
 
 from model_files import CONFIG, load_config, load_weights, save_folder
 from vqvae.config import DiscreteVAEConfig
-from vqvae.decoder import Decoder
-from vqvae.encoder import Encoder
-from vqvae.pixels import map_pixels, unmap_pixels
+from vqvae.networks import NETWORKS
+from vqvae.pixels import PIXEL_SPACES
 from vqvae.quantizer import Quantized
 from vqvae.quantizers import build_quantizer
 
 
 class DiscreteVAEOutput(NamedTuple):
-    """mu, ln_b (B, 3, H, W): the pixels' logit-Laplace distribution; quantized: see quantizer.py."""
+    """maps (B, n_maps, H, W): what the decoder says of the pixels (pixels.py); quantized: see quantizer.py."""
 
-    mu: Tensor
-    ln_b: Tensor
+    maps: Tensor
     quantized: Quantized
 
 
@@ -40,8 +38,10 @@ class DiscreteVAE(nn.Module):
         self.quantizer = build_quantizer(
             config.quantizer, config.codebook_size, 3 * config.downsample_factor**2, config.quantizer_options
         )
-        self.encoder = Encoder(config, self.quantizer.in_channels)
-        self.decoder = Decoder(config, self.quantizer.out_channels)
+        self.pixels = PIXEL_SPACES[config.pixels]
+        network = NETWORKS[config.network]
+        self.encoder = network.encoder(config, self.quantizer.in_channels)
+        self.decoder = network.decoder(config, self.quantizer.out_channels, self.pixels.n_maps)
 
     @property
     def codebook_size(self) -> int:
@@ -55,7 +55,7 @@ class DiscreteVAE(nn.Module):
     def forward(self, images: Tensor) -> DiscreteVAEOutput:
         """images (B, 3, H, W) in [0, 1]. Relaxed codes in training mode, hard ones in eval mode."""
         quantized = self.quantizer(self.encode_vectors(images))
-        return DiscreteVAEOutput(*self.decode_codes(quantized.z_q), quantized)
+        return DiscreteVAEOutput(self.decoder(quantized.z_q), quantized)
 
     def encode_vectors(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> z_e (B, quantizer.in_channels, h, w)."""
@@ -69,16 +69,11 @@ class DiscreteVAE(nn.Module):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {factor}"
             )
-        return map_pixels(images)
+        return self.pixels.from_images(images)
 
-    def decode_codes(self, z_q: Tensor) -> tuple[Tensor, Tensor]:
-        """z_q (B, quantizer.out_channels, h, w) -> mu, ln_b, each (B, 3, H, W)."""
-        return tuple(self.decoder(z_q).chunk(2, dim=1))
-
-    @staticmethod
-    def reconstruction(mu: Tensor) -> Tensor:
-        """The picture shown for a distribution: phi^-1(sigmoid(mu)) in [0, 1]; the scale is ignored."""
-        return unmap_pixels(torch.sigmoid(mu.float()))
+    def reconstruction(self, maps: Tensor) -> Tensor:
+        """The picture that maps (B, n_maps, H, W) stand for: (B, 3, H, W) in [0, 1]."""
+        return self.pixels.to_images(maps).clamp(0, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -97,8 +92,7 @@ class DiscreteVAE(nn.Module):
             raise ValueError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}, expected 0 to {self.codebook_size - 1}"
             )
-        mu, _ = self.decode_codes(self.quantizer.indices_to_codes(indices))
-        return self.reconstruction(mu)
+        return self.reconstruction(self.decoder(self.quantizer.indices_to_codes(indices)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""

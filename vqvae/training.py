@@ -68,7 +68,8 @@ class TokenizerSystem(pl.LightningModule):
     Args:
         vae: what to train.
         optim: how.
-        reconstruction: "logit_laplace" (the paper's) or "squared_error", which runs of minutes do better with.
+        reconstruction: "logit_laplace" (the paper's) or "squared_error", which runs of minutes do better with; "l1" or
+            "l2" where the pixels are signed.
         seed: of the Gumbel noise and of the codes that restart, at least 0.
     """
 
@@ -86,7 +87,9 @@ class TokenizerSystem(pl.LightningModule):
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0")
         self.optim, self.seed = optim, seed
-        self.reconstruction_loss = RECONSTRUCTION_LOSSES[reconstruction]
+        pixels, self.reconstruction_loss = RECONSTRUCTION_LOSSES[reconstruction]
+        if pixels != vae.pixels:
+            raise ValueError(f"reconstruction is {reconstruction!r}, which needs pixels {pixels!r}, not {vae.pixels!r}")
         # Convolutions in bf16 are about four times faster with this layout on CPUs that multiply in bf16.
         self.model = DiscreteVAE(vae).to(memory_format=torch.channels_last)
         self._val_counts = torch.zeros(vae.codebook_size, dtype=torch.int64)
@@ -109,8 +112,8 @@ class TokenizerSystem(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["images"].contiguous(memory_format=torch.channels_last)
         with seeded(self.device, self.seed, self.global_step, batch_idx, self.global_rank):
-            mu, ln_b, quantized = self.model(images)
-        reconstruction = self.reconstruction_loss(images, mu, ln_b).mean()
+            maps, quantized = self.model(images)
+        reconstruction = self.reconstruction_loss(images, maps).mean()
         loss = reconstruction + quantized.loss
         counts = count_codes(quantized.indices, self.model.codebook_size)
         self.log("train/loss", loss, prog_bar=True)
@@ -135,11 +138,11 @@ class TokenizerSystem(pl.LightningModule):
         with seeded(self.device, self.seed, batch_idx, self.global_rank):
             relaxed = self.model.quantizer.relax(z_e)
         hard = self.model.quantizer.harden(relaxed)
-        mu, ln_b = self.model.decode_codes(hard.z_q)
-        recon = self.model.reconstruction(mu)
+        maps = self.model.decoder(hard.z_q)
+        recon = self.model.reconstruction(maps)
         self._psnr.update(recon, images)
-        self._relaxed_psnr.update(self.model.reconstruction(self.model.decode_codes(relaxed.z_q)[0]), images)
-        reconstruction = self.reconstruction_loss(images, mu, ln_b).mean()
+        self._relaxed_psnr.update(self.model.reconstruction(self.model.decoder(relaxed.z_q)), images)
+        reconstruction = self.reconstruction_loss(images, maps).mean()
         metrics = {
             "val/loss": reconstruction + hard.loss,
             "val/reconstruction": reconstruction,

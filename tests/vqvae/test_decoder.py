@@ -26,7 +26,7 @@ def released_shapes() -> dict[str, tuple[int, ...]]:
 
 def test_the_papers_sizes_are_the_released_ones():
     with torch.device("meta"):
-        decoder = Decoder(DiscreteVAEConfig(), 8192)
+        decoder = Decoder(DiscreteVAEConfig(), 8192, 6)
         maps = decoder(torch.zeros(1, 8192, 32, 32))
     ours = {key.replace("weight", "w").replace("bias", "b"): tuple(t.shape) for key, t in decoder.state_dict().items()}
     assert ours == released_shapes()
@@ -36,14 +36,14 @@ def test_the_papers_sizes_are_the_released_ones():
 
 
 def test_stages_in_order(make_config):
-    decoder = Decoder(make_config(n_blk_per_group=2), 32)
+    decoder = Decoder(make_config(n_blk_per_group=2), 32, 6)
     assert list(dict(decoder.blocks.named_children())) == ["input", "group_1", "group_2", "group_3", "output"]
     assert list(dict(decoder.blocks.group_1.named_children())) == ["block_1", "block_2", "upsample"]
     assert list(dict(decoder.blocks.group_3.named_children())) == ["block_1", "block_2"]
 
 
 def test_repeats_pixels_and_ends_in_relu_and_1x1(make_config):
-    decoder = Decoder(make_config(n_groups=2), 32)
+    decoder = Decoder(make_config(n_groups=2), 32, 6)
     z_q = torch.randn(2, 32, 3, 5)
     coarse = decoder.blocks.group_1.block_1(decoder.blocks.input(z_q))
     fine = coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
@@ -52,13 +52,13 @@ def test_repeats_pixels_and_ends_in_relu_and_1x1(make_config):
 
 
 def test_a_weight_column_is_the_embedding_of_a_code(make_config):
-    decoder = Decoder(make_config(), 32)
+    decoder = Decoder(make_config(), 32, 6)
     one_hot = F.one_hot(torch.tensor([[[7, 3]]]), 32).permute(0, 3, 1, 2).float()
     embedded = decoder.blocks.input(one_hot)[0, :, 0].T  # (2, n_init)
     torch.testing.assert_close(embedded, decoder.blocks.input.weight[:, [7, 3], 0, 0].T)
 
 
 def test_every_residual_path_has_the_gain(make_config):
-    decoder = Decoder(make_config(post_gain=0.5), 32)
+    decoder = Decoder(make_config(post_gain=0.5), 32, 6)
     gains = [module.post_gain for module in decoder.modules() if hasattr(module, "post_gain")]
     assert gains == [0.5] * 3

@@ -15,7 +15,7 @@ from vqvae.losses import (
     logit_laplace_nll,
     squared_error_nll,
 )
-from vqvae.pixels import unmap_pixels
+from vqvae.pixels import PIXEL_SPACES, unmap_pixels
 
 
 def density(x: np.ndarray, mu: float, ln_b: float) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_logit_laplace_by_hand():
 def test_squared_error_is_a_normal_up_to_a_constant():
     rng = np.random.default_rng(0)
     images, mu = rng.uniform(0, 1, (1, 3, 4, 4)), rng.normal(0, 2, (1, 3, 4, 4))
-    nll = squared_error_nll(*(torch.tensor(values, dtype=torch.float32) for values in (images, mu, mu)))
+    nll = squared_error_nll(*(torch.tensor(values, dtype=torch.float32) for values in (images, mu)))
     normal = scipy.stats.norm(scipy.special.expit(mu), 0.1)
     expected = normal.logpdf(scipy.special.expit(mu)) - normal.logpdf(0.8 * images + 0.1)
     np.testing.assert_allclose(nll.numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -71,10 +71,28 @@ def test_squared_error_is_a_normal_up_to_a_constant():
 
 @pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES.values())
 def test_bf16_maps_are_computed_in_float32(loss):
-    images, mu = torch.rand(1, 3, 8, 8), torch.randn(1, 3, 8, 8).bfloat16()
-    nll = loss(images, mu, mu)
+    images, maps = torch.rand(1, 3, 8, 8), torch.randn(1, PIXEL_SPACES[loss.pixels].n_maps, 8, 8).bfloat16()
+    nll = loss.function(images, maps)
     assert nll.dtype == torch.float32
-    torch.testing.assert_close(nll, loss(images, mu.float(), mu.float()), atol=0, rtol=0)
+    assert nll.shape == images.shape
+    torch.testing.assert_close(nll, loss.function(images, maps.float()), atol=0, rtol=0)
+
+
+def test_location_comes_before_scale():
+    images, mu, ln_b = torch.rand(1, 3, 8, 8), torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8)
+    maps = torch.cat([mu, ln_b], dim=1)
+    losses = {
+        name: loss.function(images, maps) for name, loss in RECONSTRUCTION_LOSSES.items() if loss.pixels != "signed"
+    }
+    assert torch.equal(losses["logit_laplace"], logit_laplace_nll(images, mu, ln_b))
+    assert torch.equal(losses["squared_error"], squared_error_nll(images, mu))
+
+
+def test_signed_errors_by_hand():
+    images, maps = torch.full((1, 3, 1, 1), 0.75), torch.full((1, 3, 1, 1), -0.5)
+    assert RECONSTRUCTION_LOSSES["l1"].function(images, maps).unique().tolist() == [1.0]
+    assert RECONSTRUCTION_LOSSES["l2"].function(images, maps / -1).unique().tolist() == [0.0]
+    assert RECONSTRUCTION_LOSSES["l2"].function(images, maps - 0.5).unique().tolist() == [2.25]
 
 
 def test_kl_against_scipy():

@@ -33,26 +33,26 @@ def test_the_encoder_sees_mapped_pixels(make_model, images):
     torch.testing.assert_close(model.encode_vectors(images), model.encoder(0.8 * images + 0.1))
 
 
-def test_location_comes_before_scale(make_model):
-    model = make_model()
-    z_q = torch.randn(2, 32, 4, 4)
-    mu, ln_b = model.decode_codes(z_q)
-    maps = model.decoder(z_q)
-    assert torch.equal(mu, maps[:, :3])
-    assert torch.equal(ln_b, maps[:, 3:])
+def test_the_picture_stays_in_the_pixel_range(make_model):
+    maps = torch.full((1, 6, 2, 2), 9.0)
+    assert (make_model().reconstruction(maps) == 1).all()
+    assert (make_model().reconstruction(-maps) == 0).all()
+    assert (make_model(pixels="signed").reconstruction(maps[:, :3]) == 1).all()
 
 
-def test_the_picture_shown_for_a_distribution():
-    mu = torch.tensor([-9.0, -1.0, 0.0, 9.0])
-    expected = [0.0, (1 / (1 + torch.e) - 0.1) / 0.8, 0.5, 1.0]
-    assert DiscreteVAE.reconstruction(mu).tolist() == pytest.approx(expected, abs=1e-6)
+def test_signed_pixels(make_model, images):
+    model = make_model(pixels="signed")
+    torch.testing.assert_close(model.encode_vectors(images), model.encoder(2 * images - 1))
+    maps = model(images).maps
+    assert maps.shape == (6, 3, 16, 16)
+    torch.testing.assert_close(model.reconstruction(maps), ((maps + 1) / 2).clamp(0, 1))
 
 
 def test_eval_mode_is_decode_of_encode(make_model, quantizer_settings, images):
     model = make_model(**quantizer_settings)
-    mu, _, quantized = model(images)
+    maps, quantized = model(images)
     assert torch.equal(quantized.indices, model.encode(images))
-    torch.testing.assert_close(model.reconstruction(mu), model.decode(model.encode(images)))
+    torch.testing.assert_close(model.reconstruction(maps), model.decode(model.encode(images)))
 
 
 def test_training_mode_goes_through_relaxed_codes(make_model, images):
