@@ -6,7 +6,7 @@ from typing import Any
 
 from vqvae.pixels import PIXEL_SPACES
 
-NETWORK_NAMES = ("dalle",)  # networks.py has what they are
+NETWORK_NAMES = ("dalle", "conv")  # networks.py has what they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +16,17 @@ class DiscreteVAEConfig:
     Attributes:
         image_size: side of the pictures in pixels, a multiple of the downsample factor.
         n_hid: width of the group at full resolution; it doubles from group to group. A multiple of 4.
-        n_init: width of the decoder's code embedding.
+        n_init: width of the decoder's code embedding; in network "conv" also of what the encoder ends in.
         n_groups: resolutions; the downsample factor is 2^(n_groups - 1).
         n_blk_per_group: residual blocks in each group.
         codebook_size: number of codes, K.
-        network: "dalle" (the paper's); see networks.py.
+        network: "dalle" (the paper's) or "conv" (VQGAN's); see networks.py.
         pixels: the space in which the network sees pictures, "logit_laplace" (the paper's) or "signed" (pixels.py).
         quantizer: "gumbel" (the paper's) or "vq".
         quantizer_options: further arguments of the chosen quantizer's class (gumbel.py, vector_quantizer.py).
         post_gain: weight of each residual path; None is the paper's 1 / n_layers^2, where n_layers = n_groups *
-            n_blk_per_group. Small networks that train for minutes want more (docs/log.md).
+            n_blk_per_group. Small networks that train for minutes want more (docs/log.md). For network "dalle" only.
+        width_multipliers: width of each group in n_hid; None doubles from group to group. For network "conv" only.
     """
 
     image_size: int = 256
@@ -39,6 +40,7 @@ class DiscreteVAEConfig:
     quantizer: str = "gumbel"
     quantizer_options: Mapping[str, Any] = field(default_factory=dict)
     post_gain: float | None = None
+    width_multipliers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("image_size", "n_hid", "n_init", "n_groups", "n_blk_per_group"):
@@ -50,12 +52,29 @@ class DiscreteVAEConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.n_hid % 4:
-            raise ValueError(f"n_hid is {self.n_hid}, expected a multiple of 4 (a block's hidden width is a quarter)")
+            raise ValueError(f"n_hid is {self.n_hid}, expected a multiple of 4 (blocks divide their width by it)")
+        self._check_options_of_the_network()
         if self.image_size % self.downsample_factor:
             raise ValueError(
                 f"image_size is {self.image_size}, expected a multiple of the downsample factor "
                 f"{self.downsample_factor} (n_groups = {self.n_groups})"
             )
+
+    def _check_options_of_the_network(self) -> None:
+        for name, network in {"post_gain": "dalle", "width_multipliers": "conv"}.items():
+            if getattr(self, name) is not None and self.network != network:
+                raise ValueError(f"{name} is {getattr(self, name)}, but network {self.network!r} has none")
+        if self.width_multipliers is None:
+            return
+        multipliers = tuple(self.width_multipliers)
+        object.__setattr__(self, "width_multipliers", multipliers)  # JSON has lists
+        if len(multipliers) != self.n_groups:
+            raise ValueError(
+                f"width_multipliers are {len(multipliers)}, {list(multipliers)}, expected one for each of the "
+                f"{self.n_groups} groups"
+            )
+        if not all(isinstance(multiplier, int) and multiplier >= 1 for multiplier in multipliers):
+            raise ValueError(f"width_multipliers are {list(multipliers)}, expected whole numbers of at least 1")
 
     @property
     def downsample_factor(self) -> int:
@@ -65,6 +84,11 @@ class DiscreteVAEConfig:
     def grid_size(self) -> tuple[int, int]:
         side = self.image_size // self.downsample_factor
         return side, side
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the groups, from the highest resolution to the lowest."""
+        return tuple(self.n_hid * m for m in self.width_multipliers or [2**g for g in range(self.n_groups)])
 
     @property
     def residual_gain(self) -> float:

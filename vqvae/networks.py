@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch.nn as nn
 
+from vqvae.conv_decoder import ConvDecoder
+from vqvae.conv_encoder import ConvEncoder
 from vqvae.decoder import Decoder
 from vqvae.encoder import Encoder
 
@@ -19,4 +21,4 @@ class Network(NamedTuple):
     decoder: type[nn.Module]
 
 
-NETWORKS: dict[str, Network] = {"dalle": Network(Encoder, Decoder)}
+NETWORKS: dict[str, Network] = {"dalle": Network(Encoder, Decoder), "conv": Network(ConvEncoder, ConvDecoder)}

@@ -10,6 +10,8 @@ from vqvae.model import DiscreteVAE
 
 SIZES = {"image_size": 16, "n_hid": 8, "n_init": 8, "n_groups": 3, "n_blk_per_group": 1, "codebook_size": 32}
 OPTIONS = {"gumbel": {}, "vq": {"codebook_dim": 4}}
+# At the paper's gain, what an untrained network makes of different pictures is nearly the same.
+NETWORKS = {"dalle": {"network": "dalle", "post_gain": 1.0}, "conv": {"network": "conv"}}
 
 
 @pytest.fixture
@@ -18,11 +20,13 @@ def make_config() -> Callable[..., DiscreteVAEConfig]:
     return lambda **overrides: DiscreteVAEConfig(**(SIZES | overrides))
 
 
-@pytest.fixture
-def make_model(make_config) -> Callable[..., DiscreteVAE]:
+@pytest.fixture(params=NETWORKS)
+def make_model(request, make_config) -> Callable[..., DiscreteVAE]:
+    """With each network in turn."""
+
     def make(**overrides) -> DiscreteVAE:
         torch.manual_seed(0)
-        return DiscreteVAE(make_config(**overrides)).eval()
+        return DiscreteVAE(make_config(**(NETWORKS[request.param] | overrides))).eval()
 
     return make
 

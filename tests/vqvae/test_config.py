@@ -1,4 +1,8 @@
+import json
+from dataclasses import asdict
+
 import pytest
+from jsonargparse import ArgumentParser
 
 from vqvae.config import DiscreteVAEConfig
 
@@ -32,8 +36,52 @@ def test_grid_follows_the_groups():
         ("n_groups", 0, "n_groups is 0, expected at least 1"),
         ("n_blk_per_group", 0, "n_blk_per_group is 0, expected at least 1"),
         ("codebook_size", 1, "codebook_size is 1, expected at least 2"),
+        ("network", "unet", "network is 'unet', expected one of dalle, conv"),
+        ("width_multipliers", (1, 2, 2, 4), r"width_multipliers is \(1, 2, 2, 4\), but network 'dalle' has none"),
     ],
 )
 def test_impossible_sizes_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         DiscreteVAEConfig(**{field: value})
+
+
+def test_widths_double_or_are_what_the_multipliers_say():
+    assert DiscreteVAEConfig(n_hid=8, n_groups=3).widths == (8, 16, 32)
+    assert DiscreteVAEConfig(network="conv", n_hid=8).widths == (8, 16, 32, 64)
+    config = DiscreteVAEConfig(network="conv", n_hid=8, width_multipliers=(1, 1, 2, 4))
+    assert config.widths == (8, 8, 16, 32)
+    assert config.grid_size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width_multipliers": (1, 2)}, r"width_multipliers are 2, \[1, 2\], expected one for each of the 4 groups"),
+        ({"width_multipliers": ()}, r"width_multipliers are 0, \[\], expected one for each of the 4 groups"),
+        ({"width_multipliers": (1, 0, 2, 4)}, r"width_multipliers are \[1, 0, 2, 4\], expected whole numbers of at"),
+        ({"width_multipliers": (1, 1.5, 2, 4)}, r"width_multipliers are \[1, 1.5, 2, 4\], expected whole numbers"),
+        ({"post_gain": 1.0}, "post_gain is 1.0, but network 'conv' has none"),
+    ],
+)
+def test_what_conv_does_not_take(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteVAEConfig(network="conv", **settings)
+
+
+def test_settings_survive_json():
+    config = DiscreteVAEConfig(network="conv", width_multipliers=(1, 1, 2, 4), quantizer_options={"beta": 0.5})
+    again = DiscreteVAEConfig(**json.loads(json.dumps(asdict(config))))
+    assert again == config
+    assert again.width_multipliers == (1, 1, 2, 4)
+
+
+def test_multipliers_from_the_command_line():
+    """As train.py reads and writes them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DiscreteVAEConfig, "vae")
+    parser.add_argument("--config", action="config")
+    parsed = parser.parse_args(["--vae.network=conv", "--vae.width_multipliers", "[1,1,2,4]"])
+    assert parser.instantiate(parsed).vae.widths == (256, 256, 512, 1024)
+    again = parser.parse_args([f"--config={parser.dump(parsed)}"])
+    assert parser.instantiate(again).vae == parser.instantiate(parsed).vae
+    assert parser.instantiate(parser.parse_args([])).vae.width_multipliers is None
