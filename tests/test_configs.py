@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 import train
 from transformer.config import PRESETS as PRIOR_PRESETS
 from vqvae.config import DiscreteVAEConfig
+from vqvae.lpips import LPIPS
 
 TOKENIZER_PRESETS = ("openai", "base", "small", "tiny")  # there are only the files
 PRESETS = {"tokenizer": TOKENIZER_PRESETS, "prior": tuple(PRIOR_PRESETS)}
@@ -47,6 +48,7 @@ def parsed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.RunCLI, "instantiate_classes", instantiate)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # would outlive the test
+    monkeypatch.setattr(LPIPS, "from_pretrained", lambda folder, net: LPIPS(net))  # weights that nobody ships
 
     def parse(kind: str, name: str) -> tuple[Namespace, Namespace]:
         sources = {"tokenizer": "--data.folder", "prior": "--data.codes"}

@@ -35,5 +35,10 @@ class ConvDecoder(nn.Module):
         )
         self.blocks = nn.Sequential(layers)
 
+    @property
+    def output_conv(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.blocks.output.conv
+
     def forward(self, z_q: Tensor) -> Tensor:
         return self.blocks(z_q)

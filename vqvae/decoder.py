@@ -36,5 +36,10 @@ class Decoder(nn.Module):
         layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], n_maps, 1)))
         self.blocks = nn.Sequential(layers)
 
+    @property
+    def output_conv(self) -> nn.Conv2d:
+        """The last layer."""
+        return self.blocks.output.conv
+
     def forward(self, z_q: Tensor) -> Tensor:
         return self.blocks(z_q)

@@ -1,55 +1,29 @@
-"""Training of the tokenizer: the paper's objective, optimiser and schedules (https://arxiv.org/abs/2102.12092, A.2)."""
+"""Training of the tokenizer: the paper's objective, optimiser and schedules (https://arxiv.org/abs/2102.12092, A.2).
+
+With `adversarial`, the discriminator has an optimiser of its own and both are stepped by hand; everything that counts
+steps counts the generator's.
+"""
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio
 
+from vqvae.adversarial import AdversarialConfig, Adversary, Perceptual, PerceptualConfig
 from vqvae.config import DiscreteVAEConfig
+from vqvae.discriminator import adaptive_weight
 from vqvae.losses import RECONSTRUCTION_LOSSES, codebook_health, count_codes
+from vqvae.lpips import SMALLEST_SIDE
 from vqvae.model import DiscreteVAE
-from vqvae.schedules import cosine
+from vqvae.optim import TokenizerOptim
 from vqvae.seeding import seeded
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerOptim:
-    """AdamW with a cosine step size from `lr` to `min_lr` over `decay_steps` updates (None: the whole run).
-
-    The paper's values are the defaults; its batch is 512 and its run 3,000,000 updates long.
-    """
-
-    lr: float = 1e-4
-    min_lr: float = 1.25e-6
-    decay_steps: int | None = 1_200_000
-    warmup_steps: int = 0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, expected more than 0")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ValueError(f"min_lr is {self.min_lr} and lr {self.lr}, expected 0 <= min_lr <= lr")
-        if self.decay_steps is not None and self.decay_steps < 1:
-            raise ValueError(f"decay_steps is {self.decay_steps}, expected at least 1, or none for the whole run")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}, expected at least 0")
-
-    def lr_at(self, step: int, run_steps: int) -> float:
-        """Step size of update `step`, counted from 0, in a run of `run_steps` updates.
-
-        The cosine runs from the first update on; over the first `warmup_steps` it is scaled up linearly.
-        """
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warmup * cosine(step, self.lr, self.min_lr, self.decay_steps or run_steps)
 
 
 def _ssim(recon: Tensor, images: Tensor) -> Tensor:
@@ -71,6 +45,9 @@ class TokenizerSystem(pl.LightningModule):
         reconstruction: "logit_laplace" (the paper's) or "squared_error", which runs of minutes do better with; "l1" or
             "l2" where the pixels are signed.
         seed: of the Gumbel noise and of the codes that restart, at least 0.
+        perceptual: LPIPS beside the reconstruction, None: without (adversarial.py).
+        adversarial: a discriminator beside both, None: without. In float32 or bfloat16; on several devices, with the
+            strategy ddp_find_unused_parameters_true.
     """
 
     def __init__(
@@ -79,6 +56,8 @@ class TokenizerSystem(pl.LightningModule):
         optim: TokenizerOptim = TokenizerOptim(),
         reconstruction: str = "logit_laplace",
         seed: int = 0,
+        perceptual: PerceptualConfig | None = None,
+        adversarial: AdversarialConfig | None = None,
     ) -> None:
         super().__init__()
         if reconstruction not in RECONSTRUCTION_LOSSES:
@@ -86,12 +65,17 @@ class TokenizerSystem(pl.LightningModule):
             raise ValueError(f"reconstruction is {reconstruction!r}, expected one of {known}")
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0")
+        if perceptual is not None and vae.image_size < SMALLEST_SIDE:
+            raise ValueError(f"image_size is {vae.image_size}, the perceptual loss needs at least {SMALLEST_SIDE}")
         self.optim, self.seed = optim, seed
         pixels, self.reconstruction_loss = RECONSTRUCTION_LOSSES[reconstruction]
         if pixels != vae.pixels:
             raise ValueError(f"reconstruction is {reconstruction!r}, which needs pixels {pixels!r}, not {vae.pixels!r}")
         # Convolutions in bf16 are about four times faster with this layout on CPUs that multiply in bf16.
         self.model = DiscreteVAE(vae).to(memory_format=torch.channels_last)
+        self.perceptual = None if perceptual is None else Perceptual(perceptual)
+        self.adversary = None if adversarial is None else Adversary(adversarial)
+        self.automatic_optimization = adversarial is None
         self._val_counts = torch.zeros(vae.codebook_size, dtype=torch.int64)
         self._psnr, self._relaxed_psnr = PeakSignalNoiseRatio(data_range=1.0), PeakSignalNoiseRatio(data_range=1.0)
         self._batch_ended = 0.0
@@ -107,20 +91,65 @@ class TokenizerSystem(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.log_dict({f"train/{k}": v for k, v in self.model.quantizer.anneal(self.global_step).items()})
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self.log("lr", self._generator_optimizer().param_groups[0]["lr"])
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def _generator_optimizer(self) -> LightningOptimizer:
+        return self.optimizers() if self.adversary is None else self.optimizers()[0]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         images = batch["images"].contiguous(memory_format=torch.channels_last)
         with seeded(self.device, self.seed, self.global_step, batch_idx, self.global_rank):
             maps, quantized = self.model(images)
-        reconstruction = self.reconstruction_loss(images, maps).mean()
-        loss = reconstruction + quantized.loss
+        pixels, parts = self._pixel_loss(images, maps)
+        loss = pixels + quantized.loss
         counts = count_codes(quantized.indices, self.model.codebook_size)
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/reconstruction", reconstruction)
+        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        self.log("train/psnr", self._batch_psnr(images, maps))
         self.log("train/perplexity", codebook_health(counts).perplexity, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in quantized.parts.items()})
-        return loss
+        if self.adversary is None:
+            return loss
+        self._step_by_hand(self.adversary, images, self.model.pixels.to_images(maps), pixels, loss)
+        return None
+
+    def _pixel_loss(self, images: Tensor, maps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the pictures are held to, and its parts to log."""
+        reconstruction = self.reconstruction_loss(images, maps).mean()
+        if self.perceptual is None:
+            return reconstruction, {"reconstruction": reconstruction.detach()}
+        distance = self.perceptual(images, self.model.pixels.to_images(maps))
+        parts = {"reconstruction": reconstruction.detach(), "perceptual": distance.detach()}
+        return reconstruction + self.perceptual.weight * distance, parts
+
+    @torch.no_grad()
+    def _batch_psnr(self, images: Tensor, maps: Tensor) -> Tensor:
+        return -10 * (self.model.reconstruction(maps) - images.float()).square().mean().log10()
+
+    def _step_by_hand(self, adversary: Adversary, images: Tensor, recon: Tensor, pixels: Tensor, loss: Tensor) -> None:
+        """One update of the generator, judged or not yet, and one of the discriminator, where it learns already."""
+        config, step = adversary.config, self.global_step
+        if weight := config.weight_at(step):
+            judgement = adversary.judge(recon)
+            last_weight = self.model.decoder.output_conv.weight
+            adaptive = adaptive_weight(pixels, judgement, last_weight, config.max_adaptive_weight)
+            loss = loss + weight * adaptive * judgement
+            self.log_dict({"train/adversarial": judgement, "train/adversarial_weight": weight * adaptive})
+        generator, discriminator = self.optimizers()
+        self._update(generator, loss)
+        self.lr_schedulers().step()
+        if config.trains_at(step):
+            loss, parts = adversary.loss(images, recon)
+            # Past Lightning, which would count this as a step of the run.
+            self._update(discriminator.optimizer, loss)
+            self.log_dict({f"train/{name}": value for name, value in parts.items()})
+
+    def _update(self, optimizer: LightningOptimizer | torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        if (largest := self.adversary.config.gradient_clip_val) is not None:
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
+        optimizer.step()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         now = time.perf_counter()  # from end to end, so that waiting for data and for the device counts
@@ -142,12 +171,9 @@ class TokenizerSystem(pl.LightningModule):
         recon = self.model.reconstruction(maps)
         self._psnr.update(recon, images)
         self._relaxed_psnr.update(self.model.reconstruction(self.model.decoder(relaxed.z_q)), images)
-        reconstruction = self.reconstruction_loss(images, maps).mean()
-        metrics = {
-            "val/loss": reconstruction + hard.loss,
-            "val/reconstruction": reconstruction,
-            "val/ssim": _ssim(recon, images),
-        } | {f"val/{name}": value for name, value in hard.parts.items()}
+        pixels, parts = self._pixel_loss(images, maps)
+        metrics = {"val/loss": pixels + hard.loss, "val/ssim": _ssim(recon, images)}
+        metrics |= {f"val/{name}": value for name, value in {**parts, **hard.parts}.items()}
         self.log_dict(metrics, batch_size=len(images), sync_dist=True)
         self._val_counts += count_codes(hard.indices, self.model.codebook_size)
 
@@ -160,7 +186,16 @@ class TokenizerSystem(pl.LightningModule):
         self.log("val/codes_used", health.codes_used)
         self.log("val/codebook_usage", health.usage)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def on_fit_start(self) -> None:
+        if self.adversary is None:
+            return
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("adversarial training takes precision 32-true or bf16-mixed, not 16-mixed")
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise ValueError("adversarial training on several devices needs strategy ddp_find_unused_parameters_true")
+
+    def configure_optimizers(self) -> Any:
         optim = self.optim
         optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
@@ -169,4 +204,9 @@ class TokenizerSystem(pl.LightningModule):
         if optim.decay_steps is None and not math.isfinite(run_steps):
             raise ValueError("decay_steps is none and the run has no end: set it, max_steps or max_epochs")
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: optim.lr_at(step, run_steps) / optim.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        generator = {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        if self.adversary is None:
+            return generator
+        config = self.adversary.config
+        judges = torch.optim.Adam(self.adversary.discriminator.parameters(), lr=config.lr, betas=config.betas)
+        return generator, {"optimizer": judges}

@@ -9,7 +9,8 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from vqvae.training import TokenizerOptim, TokenizerSystem, _ssim
+from vqvae.optim import TokenizerOptim
+from vqvae.training import TokenizerSystem, _ssim
 
 VQ = {"quantizer": "vq", "quantizer_options": {"codebook_dim": 4, "decay": 0.9, "restart_below": 0.3}}
 GUMBEL = {"quantizer": "gumbel", "quantizer_options": {"tau_steps": 10, "beta": 0.1, "beta_steps": 4}}
@@ -61,6 +62,7 @@ def make_system(make_config):
 LOGGED = {
     "train/loss",
     "train/reconstruction",
+    "train/psnr",
     "train/perplexity",
     "train/images_per_s",
     "lr",

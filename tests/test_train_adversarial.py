@@ -1,0 +1,59 @@
+"""train.py with a perceptual loss and a discriminator."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import load_image_tokenizer
+from tests.runs import MARKS, MODEL_FILES, ROOT, RUN_FILES, arguments, checkpoint_of, files_in, fit
+from vqvae.lpips import LPIPS, file_name
+
+pytestmark = MARKS
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory) -> list[str]:
+    """Arguments, with random weights of LPIPS."""
+    folder = tmp_path_factory.mktemp("lpips")
+    save_file(LPIPS("alex").state_dict(), folder / file_name("alex"), metadata={"kind": "lpips", "net": "alex"})
+    return [
+        f'--model.perceptual={{"weights": "{folder}", "net": "alex"}}',
+        '--model.adversarial={"start_step": 2, "head_start": 1, "warmup_steps": 2, "width": 8, "n_layers": 1}',
+        "--model.vae.pixels=signed",
+        "--model.reconstruction=l1",
+    ]
+
+
+def test_a_run_that_goes_on(losses, tmp_path):
+    """It ends as the one without a break, the weight average included; the model holds nothing of the judge."""
+    whole = fit("tokenizer", tmp_path / "whole", *losses, "--trainer.max_steps=6", "--model.optim.decay_steps=6")
+    parts = tmp_path / "parts"
+    fit("tokenizer", parts, *losses, "--trainer.max_steps=3", "--model.optim.decay_steps=6")
+    fit("tokenizer", parts, *losses, "--trainer.max_steps=6", "--model.optim.decay_steps=6", "--ckpt_path=last")
+    of_whole, of_parts = checkpoint_of(whole), checkpoint_of(parts)
+    assert of_whole["global_step"] == of_parts["global_step"] == 6
+    assert len(of_whole["optimizer_states"]) == 2
+    for part in ("state_dict", "current_model_state"):
+        for name, tensor in of_whole[part].items():
+            assert torch.equal(tensor, of_parts[part][name]), name
+    model = load_image_tokenizer(whole / "model")
+    assert not any("adversary" in name or "lpips" in name for name in model.state_dict())
+
+
+def test_two_devices(losses, tmp_path):
+    devices = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.max_steps=4"]
+    args = arguments("tokenizer", tmp_path / "run", *losses, *devices)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "tokenizer", "fit", *args], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert files_in(tmp_path / "run") >= RUN_FILES | MODEL_FILES
+
+
+def test_missing_weights_are_told_before_anything_is_done(losses, tmp_path):
+    with pytest.raises(ValueError, match=r"no file .*lpips-vgg.safetensors: .* convert it once: python -m vqvae"):
+        fit("tokenizer", tmp_path / "run", *losses[1:], f"--model.perceptual.weights={tmp_path}")
+    assert not (tmp_path / "run").exists()
