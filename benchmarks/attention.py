@@ -34,11 +34,12 @@ sys.path.insert(
 )  # so that `python benchmarks/attention.py` finds the packages too
 
 import cli
+from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.contestants import OURS, line_up
 from benchmarks.goals import GROUPS, MEMORY_GRID, Memory, Row, Verdict, verdicts
 from benchmarks.layer import DTYPES, TIMED, Case, admit, measure, memory_ratio
 from benchmarks.record import circumstances, hardware, rounded, write_json
-from benchmarks.roof import ORDERS, Ceilings, count, fewest_blocks, measure_ceilings
+from benchmarks.roof import ORDERS, count, fewest_blocks
 from benchmarks.timing import Clock, make_clock
 from kernels.patterns import KINDS, Pattern
 

@@ -1,4 +1,4 @@
-"""What attention under a mask must compute and move at the least, and how fast this machine does either.
+"""What attention under a mask must compute and move at the least, and the least time for it.
 
     pairs      (query, key) that the mask allows
     blocks     64x64 of them that hold at least one pair, positions in a given order
@@ -7,8 +7,8 @@
     bytes      q, k, v in, o and lse (float32) out; backward q, k, v, o, do, lse in, dq, dk, dv out; each once
 
 The roof of a pass is the longer of two times: the matrix products of its gathered blocks, in the order that has the
-fewest, at the rate of a large matrix product, and its bytes at the rate of a large copy. Both rates are measured in the
-same run. Row, column and causal gather no fewer blocks than hold pairs; conv in windows does, and so has a lower roof.
+fewest, at the rate of a large matrix product, and its bytes at the rate of a large copy (ceilings.py). Row, column and
+causal gather no fewer blocks than hold pairs; conv in windows does, and so has a lower roof.
 
 Legend: B batch, H heads, T sequence, D head dim.
 """
@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from benchmarks.timing import Clock, time_in_turn
+from benchmarks.ceilings import Ceilings, Work
 from kernels.patterns import Pattern, attends
 
 BLOCK = 64
@@ -34,21 +34,6 @@ class Counts(NamedTuple):
     pairs: int
     blocks: int
     gathered: int
-
-
-class Work(NamedTuple):
-    flops: float
-    bytes: float
-
-
-class Ceilings(NamedTuple):
-    """Measured rates, a second."""
-
-    flops: float
-    bytes: float
-
-    def ms(self, work: Work) -> float:
-        return 1e3 * max(work.flops / self.flops, work.bytes / self.bytes)
 
 
 @cache
@@ -120,16 +105,3 @@ def roof_ms(pattern: Pattern, shape: tuple[int, int, int, int], itemsize: int, p
         return sum(roof_ms(pattern, shape, itemsize, part, ceilings) for part in ("fwd", "bwd"))
     block_pairs = shape[0] * shape[1] * fewest_blocks(pattern) * BLOCK**2
     return ceilings.ms(Work(matrix_flops(block_pairs, shape[3], pass_), moved_bytes(shape, itemsize, pass_)))
-
-
-def measure_ceilings(device: str, dtype: torch.dtype, clock: Clock, *, quick: bool = False) -> Ceilings:
-    """Rates of a large matrix product of random numbers and of a large copy (bytes read and written)."""
-    side, copied = (8192, 2**30) if device.startswith("cuda") else (2048, 2**27)
-    if quick:
-        side, copied = side // 4, copied // 8
-    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    source = torch.randn(copied // 4, device=device)
-    target = torch.empty_like(source)
-    runs = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
-    times = {name: timing.ms / 1e3 for name, timing in time_in_turn(runs, clock, repeats=9).items()}
-    return Ceilings(2 * side**3 / times["product"], 2 * copied / times["copy"])

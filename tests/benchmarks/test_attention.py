@@ -8,10 +8,10 @@ import torch
 
 from benchmarks import attention as script
 from benchmarks import layer
+from benchmarks.ceilings import Ceilings
 from benchmarks.contestants import OURS, Contestant, dense_backends, flex_contestants, line_up, make_masked
 from benchmarks.gate import Errors, Inputs
 from benchmarks.layer import Case, admit, make_rows, memory_ratio
-from benchmarks.roof import Ceilings
 from benchmarks.timing import Timing
 from kernels.attention import attention
 from kernels.patterns import Pattern, dense_mask

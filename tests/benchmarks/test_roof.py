@@ -3,22 +3,19 @@
 import itertools
 
 import pytest
-import torch
 
+from benchmarks.ceilings import Ceilings
 from benchmarks.roof import (
     BLOCK,
     ORDERS,
-    Ceilings,
     Counts,
     count,
     fewest_blocks,
     in_order,
     matrix_flops,
-    measure_ceilings,
     moved_bytes,
     roof_ms,
 )
-from benchmarks.timing import make_clock
 from kernels.patterns import CONV_WRAPS, Pattern, dense_mask
 
 
@@ -105,15 +102,3 @@ def test_the_roof_is_the_longer_of_two_times():
     assert bound_by_products == pytest.approx(105 * 64**2 * 4 * 64 / 790e12 * 1e3)
     both = roof_ms(pattern, shape, 2, "fwd+bwd", Ceilings(flops=790e12, bytes=4.3e12))
     assert both == pytest.approx(bound_by_memory + roof_ms(pattern, shape, 2, "bwd", Ceilings(790e12, 4.3e12)))
-
-
-def test_ceilings_are_rates_a_second():
-    """By a clock that runs each once and says that it took 2 ms."""
-
-    def clock(run):
-        run()
-        return 2.0
-
-    found = measure_ceilings("cpu", torch.float32, clock, quick=True)
-    assert found == pytest.approx((2 * 512**3 / 2e-3, 2 * 2**24 / 2e-3))
-    assert measure_ceilings("cpu", torch.bfloat16, make_clock("wall", "cpu"), quick=True).flops > 0
