@@ -33,9 +33,10 @@ from data.shapes import Drawing, ShapesConfig, ShapesSource, draw
 from data.transforms import evaluation_crop
 from encoding import encode_source
 from grids import captioned_grid, reconstruction_grid, save_png
-from pipeline import TextToImage, load_image_tokenizer, to_pil_images
+from pipeline import TextToImage, to_pil_images
 from train import CONFIGS, be_quiet, train
 from transformer.sampling import SamplingConfig
+from vqvae.folders import load_image_tokenizer
 
 RUN = Path("runs/demo")
 TOKENIZER, CODES, PRIOR, TRIAL = RUN / "tokenizer", RUN / "codes", RUN / "prior", RUN / "trial"

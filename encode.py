@@ -22,7 +22,8 @@ from data.opening import check_drawn_large_enough, check_one_given, open_picture
 from data.settings import Loading
 from data.shapes import ShapesConfig
 from encoding import encode_source
-from pipeline import load_image_tokenizer, usable_device
+from pipeline import usable_device
+from vqvae.folders import load_image_tokenizer
 
 
 def parse(args: list[str]) -> Namespace:

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from data.text import TextTokenizer
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig, generate
-from vqvae.config import DiscreteVAEConfig
-from vqvae.model import DiscreteVAE
+from vqvae.folders import load_image_tokenizer
 
 BUNDLE, IMAGE_TOKENIZER, TEXT_TOKENIZER = "bundle.json", "image_tokenizer", "tokenizer.json"
 LIBRARIES = ("torch", "torchvision", "tokenizers", "safetensors", "pytorch-lightning")
@@ -52,16 +51,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def load_image_tokenizer_config(folder: str | Path) -> DiscreteVAEConfig:
-    """Sizes of the image tokenizer in a model folder, without its weights."""
-    return DiscreteVAE.load_config(folder)
-
-
-def load_image_tokenizer(folder: str | Path) -> DiscreteVAE:
-    """The image tokenizer in a model folder, frozen. Raises ValueError naming the file that is missing or damaged."""
-    return DiscreteVAE.from_pretrained(folder).requires_grad_(False)
 
 
 def to_pil_images(images: Tensor) -> list[Image.Image]:

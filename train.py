@@ -34,9 +34,10 @@ from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
 from model_files import TRAINING_STATE, load_checkpoint
-from pipeline import TextToImage, fingerprint, load_image_tokenizer, load_image_tokenizer_config, to_pil_images
+from pipeline import TextToImage, fingerprint, to_pil_images
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
+from vqvae.folders import load_image_tokenizer, load_image_tokenizer_config
 from vqvae.training import TokenizerSystem
 
 log = logging.getLogger(__name__)

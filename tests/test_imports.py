@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "pipeline", "encoding")
 HELPERS = ("grids", "cli", "callbacks")
-SCRIPTS = ("train", "encode", "evaluate", "sample")
+SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
     "data": (),

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import TextToImage, fingerprint, load_image_tokenizer, repeat, to_pil_images, usable_device
+from pipeline import TextToImage, fingerprint, repeat, to_pil_images, usable_device
 from transformer.sampling import SamplingConfig
+from vqvae.folders import load_image_tokenizer
 
 FILES = ["bundle.json", "config.json", "model.safetensors", "tokenizer.json"]
 FILES += ["image_tokenizer/config.json", "image_tokenizer/model.safetensors"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 import cli
 import train
-from pipeline import TextToImage, fingerprint, load_image_tokenizer
+from pipeline import TextToImage, fingerprint
 from tests.runs import (
     BUNDLE_FILES,
     MARKS,
@@ -29,6 +29,7 @@ from tests.runs import (
     fit,
     write_codes,
 )
+from vqvae.folders import load_image_tokenizer
 
 pytestmark = MARKS
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import load_image_tokenizer
 from tests.runs import MARKS, MODEL_FILES, ROOT, RUN_FILES, arguments, checkpoint_of, files_in, fit
+from vqvae.folders import load_image_tokenizer
 from vqvae.lpips import LPIPS, file_name
 
 pytestmark = MARKS

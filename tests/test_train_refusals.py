@@ -8,8 +8,9 @@ import torch
 
 import cli
 import train
-from pipeline import fingerprint, load_image_tokenizer
+from pipeline import fingerprint
 from tests.runs import MARKS, arguments, write_codes
+from vqvae.folders import load_image_tokenizer
 
 pytestmark = MARKS
 

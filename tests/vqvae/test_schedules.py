@@ -3,8 +3,8 @@ import math
 import pytest
 
 from vqvae.gumbel import Gumbel
+from vqvae.optim import TokenizerOptim
 from vqvae.schedules import cosine
-from vqvae.training import TokenizerOptim
 
 
 @pytest.mark.parametrize(
