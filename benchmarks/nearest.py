@@ -1,4 +1,4 @@
-"""How much faster than a matrix of all distances, or of all logits, is finding the nearest code without one?
+"""How much faster than a matrix of all distances or logits is finding the nearest code, how near is it to its roof?
 
     codes    nearest of K codes to N vectors of D values, against torch.cdist with argmin, and against the products of
              all pairs with max or argmax
@@ -8,6 +8,14 @@
 Indices are held against float64 first; there is no timing of wrong ones. All run in turn, so that whatever else the
 machine does hits all alike; medians after a warm-up. "x ours" is a contestant's time over ours: above 1, ours is the
 faster. "MiB" is the most that is allocated at a time beside the inputs.
+
+"roof" is the share of the roof, the roof's time over a contestant's. The roof is the longer of two times: 2 N K D FLOPs
+at the rate of a large matrix product of --dtype, and the bytes of x, codes and bias in and indices (int64) out, each
+once, at the rate of a large copy. Both rates are measured in the same run (ceilings.py). The N x K scores are never
+moved, and comparing them is not counted: the fewer values a vector has, the more that leaves out. A share above 100 %
+means that the products were made by narrower units than PyTorch's of that dtype: of float32, bfloat16's on some CPUs
+(kernels/nearest_blocked.py), tf32's on GPUs (kernels/nearest_triton.py). encode has no roof: its time is the encoder's
+as well, and the arg-max in it is that of logits.
 
     python -m benchmarks.nearest                            # 1024 to 32768 vectors, 8192 codes
     python -m benchmarks.nearest --quick                    # seconds: that it runs; says nothing about speed
@@ -31,6 +39,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # so that `python benchmarks/nearest.py` finds the packages
 
+from benchmarks.ceilings import Ceilings, Work, measure_ceilings
 from benchmarks.memory import peak_bytes
 from benchmarks.record import circumstances, hardware, rounded, write_json
 from benchmarks.timing import Clock, Run, make_clock, time_in_turn
@@ -53,6 +62,8 @@ class Task(NamedTuple):
     x: Tensor
     weight: Tensor
     bias: Tensor | None
+    work: Work | None
+    """The least that it takes; None where the time is not the arg-max's alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,13 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{hardware(args.device)}, {torch.get_num_threads()} threads, load average {os.getloadavg()[0]:.1f}")
     print(f"torch {torch.__version__}, {args.dtype}, K={args.codes}, {args.clock} time")
     print("x ours: time over ours; above 1, ours is the faster" + ", but --quick is too small to tell" * args.quick)
-    print(f"{'task':<8}{'N':>7}{'D':>6}  {'':<16}{'ms':>10}{'x ours':>9}{'MiB':>9}")
+    ceilings = measure_ceilings(args.device, getattr(torch, args.dtype), clock, quick=args.quick)
+    print(f"{ceilings.flops / 1e12:.3g} TFLOP/s of products, {ceilings.bytes / 1e9:.3g} GB/s of copies")
+    print(f"{'task':<8}{'N':>7}{'D':>6}  {'':<16}{'ms':>10}{'x ours':>9}{'roof':>9}{'MiB':>9}")
     rows = []
     with torch.no_grad():
         for task in tasks(args):
-            rows.append(measure(task, clock, args))
+            rows.append(measure(task, clock, ceilings, args))
             print_row(rows[-1])
-    report(args, rows)
+    report(args, rows, ceilings)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,7 +134,7 @@ def codes_task(n_rows: int, dim: int, args: argparse.Namespace) -> Task:
         "mm, max": lambda: torch.addmm(bias.to(dtype), x, codebook.t()).max(dim=1).indices,
         "mm, argmax": lambda: torch.addmm(bias.to(dtype), x, codebook.t()).argmax(dim=1),
     }
-    return Task("codes", runs, x, codebook, bias)
+    return Task("codes", runs, x, codebook, bias, argmax_work(x, codebook, bias))
 
 
 def logits_task(width: int, args: argparse.Namespace) -> Task:
@@ -133,7 +146,8 @@ def logits_task(width: int, args: argparse.Namespace) -> Task:
         "ours": lambda: argmax_linear(features.movedim(1, -1), weight, conv.bias),
         "conv, argmax": lambda: conv(features).argmax(dim=1),
     }
-    return Task("logits", runs, features.movedim(1, -1).flatten(0, 2), weight, conv.bias)
+    x = features.movedim(1, -1).flatten(0, 2)
+    return Task("logits", runs, x, weight, conv.bias, argmax_work(x, weight, conv.bias))
 
 
 def encode_task(args: argparse.Namespace) -> Task:
@@ -148,18 +162,28 @@ def encode_task(args: argparse.Namespace) -> Task:
         "ours": lambda: model.encode(images),
         "with logits": lambda: model.quantizer.hard_indices(model.encode_vectors(images)),
     }
-    return Task("encode", runs, features.movedim(1, -1).flatten(0, 2), conv.weight.flatten(1), conv.bias)
+    return Task("encode", runs, features.movedim(1, -1).flatten(0, 2), conv.weight.flatten(1), conv.bias, work=None)
 
 
-def measure(task: Task, clock: Clock, args: argparse.Namespace) -> dict[str, Any]:
-    share = check(task)
+def argmax_work(x: Tensor, weight: Tensor, bias: Tensor) -> Work:
+    """All products, and x (N, D), weight (K, D), bias (K,) and indices (N,) moved once.
+
+    The bias of codes, -|c|^2 / 2, counts as given: it is the same for all x.
+    """
+    return Work(2 * len(x) * weight.numel(), x.nbytes + weight.nbytes + bias.nbytes + len(x) * torch.int64.itemsize)
+
+
+def measure(task: Task, clock: Clock, ceilings: Ceilings, args: argparse.Namespace) -> dict[str, Any]:
+    equal = check(task)
     timings = time_in_turn(task.runs, clock, repeats=args.repeats)
     ours = timings["ours"].ms
+    roof_ms = task.work and ceilings.ms(task.work)
     contestants = {
         name: {
             "ms": timing.ms,
             "spread": timing.spread,
             "ratio": timing.ms / ours,
+            "share": roof_ms and roof_ms / timing.ms,
             "mib": peak_bytes(task.runs[name], task.x.device) / 2**20,
         }
         for name, timing in timings.items()
@@ -168,7 +192,10 @@ def measure(task: Task, clock: Clock, args: argparse.Namespace) -> dict[str, Any
         "task": task.name,
         "n_rows": len(task.x),
         "dim": task.x.shape[1],
-        "equal_to_float64": share,
+        "equal_to_float64": equal,
+        "flops": task.work and task.work.flops,
+        "bytes": task.work and task.work.bytes,
+        "roof_ms": roof_ms,
         "contestants": contestants,
     }
 
@@ -191,15 +218,23 @@ def check(task: Task) -> float:
 def print_row(row: dict[str, Any]) -> None:
     head = f"{row['task']:<8}{row['n_rows']:>7}{row['dim']:>6}"
     for name, figures in row["contestants"].items():
-        print(f"{head}  {name:<16}{figures['ms']:>10.2f}{figures['ratio']:>9.2f}{figures['mib']:>9.1f}", flush=True)
+        share = "-" if figures["share"] is None else f"{figures['share']:.1%}"
+        numbers = f"{figures['ms']:>10.2f}{figures['ratio']:>9.2f}{share:>9}{figures['mib']:>9.1f}"
+        print(f"{head}  {name:<16}{numbers}", flush=True)
         head = " " * len(head)
 
 
-def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], ceilings: Ceilings) -> None:
     settings = {
         name: getattr(args, name) for name in ("codes", "dtype", "clock", "repeats", "batch", "n_hid", "image_size")
     }
-    result = {"benchmark": "nearest", **circumstances(args.device), "settings": settings, "rows": rounded(rows)}
+    result = {
+        "benchmark": "nearest",
+        **circumstances(args.device),
+        "settings": settings,
+        "ceilings": rounded({args.dtype: ceilings._asdict()}),
+        "rows": rounded(rows),
+    }
     if args.out is not None:
         write_json(args.out, result)
     print(json.dumps(result))
