@@ -111,7 +111,7 @@ def test_unknown_words(fails, tmp_path):
     assert "--model.vae.n_hidd" in fails("tokenizer", "fit", *run, "--model.vae.n_hidd=8")
     assert "model.vae.n_hid" in fails("tokenizer", "fit", *run, "--model.vae.n_hid=wide")
     assert "n_hid is 7, expected a multiple of 4" in fails("tokenizer", "fit", *run, "--model.vae.n_hid=7")
-    assert "unknown quantizer 'fsq'" in fails("tokenizer", "fit", *run, "--model.vae.quantizer=fsq")
+    assert "unknown quantizer 'rvq'" in fails("tokenizer", "fit", *run, "--model.vae.quantizer=rvq")
 
 
 def test_devices_and_precisions_that_are_not_there(fails, tmp_path):

@@ -22,8 +22,9 @@ class DiscreteVAEConfig:
         codebook_size: number of codes, K.
         network: "dalle" (the paper's) or "conv" (VQGAN's); see networks.py.
         pixels: the space in which the network sees pictures, "logit_laplace" (the paper's) or "signed" (pixels.py).
-        quantizer: "gumbel" (the paper's) or "vq".
-        quantizer_options: further arguments of the chosen quantizer's class (gumbel.py, vector_quantizer.py).
+        quantizer: "gumbel" (the paper's), "vq", "fsq", "lfq", "bsq" or "ibq"; see quantizers.py.
+        quantizer_options: further arguments of the chosen quantizer's class (gumbel.py, vector_quantizer.py, fsq.py,
+            lfq.py, ibq.py).
         post_gain: weight of each residual path; None is the paper's 1 / n_layers^2, where n_layers = n_groups *
             n_blk_per_group. Small networks that train for minutes want more (docs/log.md). For network "dalle" only.
         width_multipliers: width of each group in n_hid; None doubles from group to group. For network "conv" only.

@@ -7,9 +7,10 @@ import torch
 
 from vqvae.config import DiscreteVAEConfig
 from vqvae.model import DiscreteVAE
+from vqvae.quantizers import QUANTIZERS
 
 SIZES = {"image_size": 16, "n_hid": 8, "n_init": 8, "n_groups": 3, "n_blk_per_group": 1, "codebook_size": 32}
-OPTIONS = {"gumbel": {}, "vq": {"codebook_dim": 4}}
+OPTIONS = {"gumbel": {}, "vq": {"codebook_dim": 4}, "fsq": {"levels": [8, 4]}, "lfq": {}, "bsq": {}, "ibq": {}}
 # At the paper's gain, what an untrained network makes of different pictures is nearly the same.
 NETWORKS = {"dalle": {"network": "dalle", "post_gain": 1.0}, "conv": {"network": "conv"}}
 
@@ -31,7 +32,7 @@ def make_model(request, make_config) -> Callable[..., DiscreteVAE]:
     return make
 
 
-@pytest.fixture(params=["gumbel", "vq"])
+@pytest.fixture(params=QUANTIZERS)
 def quantizer_settings(request) -> dict:
     """The settings of each quantizer in turn."""
     return {"quantizer": request.param, "quantizer_options": OPTIONS[request.param]}

@@ -16,8 +16,8 @@ def test_by_name_with_options():
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="unknown quantizer 'fsq', expected one of gumbel, vq"):
-        build_quantizer("fsq", 64, 48, {})
+    with pytest.raises(ValueError, match="unknown quantizer 'rvq', expected one of gumbel, vq, fsq, lfq, bsq, ibq"):
+        build_quantizer("rvq", 64, 48, {})
 
 
 def test_unknown_option_is_refused():
