@@ -1,5 +1,6 @@
 import pytest
 
+from vqvae.fsq import FSQ
 from vqvae.gumbel import Gumbel
 from vqvae.quantizers import build_quantizer
 from vqvae.vector_quantizer import VectorQuantizer
@@ -27,6 +28,22 @@ def test_unknown_option_is_refused():
         build_quantizer("gumbel", 64, 48, {"values_per_code": 1})
 
 
+def test_levels_may_be_a_list_or_a_tuple():
+    """JSON and YAML have lists only."""
+    for levels in ([8, 4], (8, 4)):
+        quantizer = build_quantizer("fsq", 32, 48, {"levels": levels})
+        assert isinstance(quantizer, FSQ)
+        assert quantizer.levels.flatten().tolist() == [8, 4]
+
+
+@pytest.mark.parametrize("levels", [32, "84", [8, 4.0], [8, True], {8: 4}, None])
+def test_levels_are_a_list_of_whole_numbers(levels):
+    with pytest.raises(ValueError, match=r"option levels of quantizer 'fsq' is .*, expected a list of whole numbers"):
+        build_quantizer("fsq", 32, 48, {"levels": levels})
+
+
 def test_options_are_numbers():
+    with pytest.raises(ValueError, match=r"option decay of quantizer 'vq' is \[1\], expected a number"):
+        build_quantizer("vq", 64, 48, {"decay": [1]})
     with pytest.raises(ValueError, match="option decay of quantizer 'vq' is 'slow', expected a number"):
         build_quantizer("vq", 64, 48, {"decay": "slow"})

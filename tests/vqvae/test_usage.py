@@ -1,0 +1,55 @@
+"""Each quantizer keeps its codebook in use: a small network, a few hundred updates, pictures it has not seen."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqvae.config import DiscreteVAEConfig
+from vqvae.losses import codebook_health, count_codes
+from vqvae.model import DiscreteVAE
+from vqvae.quantizers import QUANTIZERS
+
+CODES, UPDATES = 32, 200
+OPTIONS = {
+    "gumbel": {"tau_start": 2.0, "tau_end": 0.5, "tau_steps": UPDATES, "beta": 0.2, "beta_steps": 0},
+    "vq": {"codebook_dim": 8, "decay": 0.95},
+    "fsq": {"levels": [8, 4]},
+    "lfq": {},
+    "bsq": {},
+    "ibq": {},
+}
+
+
+def pictures(n: int, seed: int) -> torch.Tensor:
+    """Smooth colours, (n, 3, 8, 8)."""
+    coarse = torch.rand(n, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(8, 8), mode="bilinear", align_corners=False)
+
+
+def trained(kind: str) -> DiscreteVAE:
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "n_hid": 8, "n_init": 8, "n_groups": 2, "n_blk_per_group": 1, "post_gain": 1.0}
+    choices = {"codebook_size": CODES, "pixels": "signed", "quantizer": kind, "quantizer_options": OPTIONS[kind]}
+    model, images = DiscreteVAE(DiscreteVAEConfig(**sizes, **choices)), pictures(512, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99))
+    for step in range(UPDATES):
+        model.quantizer.anneal(step)
+        batch = images[torch.randint(len(images), (32,))]
+        maps, quantized = model(batch)
+        loss = (maps - (2 * batch - 1)).square().mean() + quantized.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_small_training_ends_with_its_codes_in_use(kind):
+    """At least 95 % of them, and not only here and there; and they tell the pictures apart by more than 2 dB."""
+    model, images = trained(kind), pictures(256, seed=1)
+    indices = model.encode(images)
+    health = codebook_health(count_codes(indices, CODES))
+    assert health.usage >= 0.95
+    assert health.perplexity > CODES / 2
+    error, without_codes = model.decode(indices) - images, images.mean(dim=0) - images
+    assert 10 * torch.log10(without_codes.square().mean() / error.square().mean()) > 2
