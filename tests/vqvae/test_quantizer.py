@@ -104,6 +104,7 @@ def test_bf16_autocast_computes_in_float32(quantizer):
     assert torch.equal(quantized.indices, expected.indices)
     assert quantized.z_q.dtype == quantized.loss.dtype == torch.float32
     torch.testing.assert_close(quantized.loss, expected.loss)
+    torch.testing.assert_close(quantized.parts, expected.parts)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
