@@ -186,7 +186,7 @@ def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Patte
     if isinstance(position, int):
         check_cached(pattern, k.shape[2], position, q.shape[2])
     elif not isinstance(position, Tensor):
-        raise ValueError(f"position is {position!r}, expected an int or a tensor")
+        raise ValueError(f"position is {position!r}, expected an int or a tensor (0-d)")
     elif position.ndim != 0 or position.dtype not in (torch.int32, torch.int64) or position.device != q.device:
         raise ValueError(
             f"position is a tensor of shape {tuple(position.shape)}, {position.dtype}, on {position.device}, "
@@ -196,7 +196,9 @@ def _check_position(position: int | Tensor, q: Tensor, k: Tensor, pattern: Patte
 
 def _check_scale(scale: float | None) -> None:
     if scale is not None and not (isinstance(scale, int | float) and LEAST_SCALE <= scale < math.inf):
-        raise ValueError(f"scale is {scale!r}, expected a positive number (of at least {LEAST_SCALE:.1e})")
+        raise ValueError(
+            f"scale is {scale!r}, expected a positive number, an int or a float (of at least {LEAST_SCALE:.1e})"
+        )
 
 
 def _check_prefix_lengths(prefix_lengths: Tensor | None, q: Tensor, pattern: Pattern) -> None:

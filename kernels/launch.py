@@ -34,8 +34,8 @@ class Launch(NamedTuple):
 
 def tuned_path() -> Path:
     """Where tuned parameters are kept."""
-    folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "imagewords"
-    return Path(folder) / "launch-parameters.json"
+    folder = os.environ.get(CACHE_VARIABLE) or "~/.cache/imagewords"
+    return Path(folder).expanduser() / "launch-parameters.json"
 
 
 def tuning_key(device_name: str, kernel: str, dtype: torch.dtype, head_dim: int, kind: str) -> str:
@@ -81,7 +81,11 @@ def store_tuned(launches: dict[str, Launch]) -> Path:
     path = tuned_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        merged = {key: launch._asdict() for key, launch in sorted((_read(path) | launches).items())}
+        try:
+            kept = _read(path)
+        except ValueError:  # what cannot be read is replaced, as its error says
+            kept = {}
+        merged = {key: launch._asdict() for key, launch in sorted((kept | launches).items())}
         beside = path.with_suffix(".tmp")
         beside.write_text(json.dumps(merged, indent=1) + "\n")
         beside.replace(path)
@@ -94,6 +98,18 @@ def _read(path: Path) -> dict[str, Launch]:
         return {}
     try:
         stored = json.loads(path.read_text())
-        return {key: Launch(**{name: int(value) for name, value in fields.items()}) for key, fields in stored.items()}
+        return {key: _checked(Launch(**fields)) for key, fields in stored.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no launch parameters ({error}); delete it or tune again") from error
+
+
+def _checked(launch: Launch) -> Launch:
+    """Raises ValueError for parameters that no kernel can be launched with, or that would launch nothing."""
+    block_m, block_n, num_warps, num_stages, max_registers = launch
+    if not all(isinstance(value, int) for value in launch):
+        raise ValueError(f"{launch} is not all whole numbers")
+    if not all(value >= 1 and value & (value - 1) == 0 for value in (block_m, block_n, num_warps)):
+        raise ValueError(f"{launch}: blocks and warps are powers of 2")
+    if num_stages < 1 or max_registers < 0:
+        raise ValueError(f"{launch}: at least one stage, and registers of at least 0")
+    return launch

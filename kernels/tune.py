@@ -4,6 +4,9 @@
     python -m kernels.tune --head-dims 64 128 --dtypes bfloat16 float16 --grid 64 --kinds row conv
     python -m kernels.tune --kernels nearest
 
+What is kept counts for its device, kernel, dtype, head dim and kind of mask, whatever the grid, window or batch: of two
+calls for one of these, the later one's result stays.
+
 Each kernel is tried by the public function that launches it, while the others stay as they are: what the function gains
 is what the kernel gains. The tables' own parameters are among the candidates, and the first to win a tie.
 """

@@ -64,12 +64,25 @@ def test_nothing_is_lost_where_two_processes_tune_at_once():
     assert len(json.loads(tuned_path().read_text())) == 200
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 3}', '{"a": {"block_m": "x"}}', '{"a": {"block": 3}}'])
-def test_a_damaged_file_is_named(content):
+def fields(**changed: object) -> str:
+    return json.dumps({"a": Launch(64, 32, 4, 2)._asdict() | changed})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", '{"a": 3}', '{"a": {"block": 3}}', '{"a": {"block_m": 64}}', '{"a": {"block_m": Infinity}}'),
+        *(fields(block_m=-64), fields(block_n=48), fields(num_warps=0), fields(num_stages=0), fields(max_registers=-1)),
+        *(fields(block_m="64"), fields(block_n=64.0)),
+    ],
+)
+def test_a_damaged_file_is_named_and_tuning_again_repairs_it(content):
     tuned_path().parent.mkdir()
     tuned_path().write_text(content)
-    with pytest.raises(ValueError, match=r"launch-parameters.json holds no launch parameters"):
+    with pytest.raises(ValueError, match=r"launch-parameters.json holds no launch parameters .* or tune again"):
         found()
+    store_tuned({tuning_key("a GPU", "forward", torch.bfloat16, 64, "row"): Launch(64, 32, 4, 2)})
+    assert found() == Launch(64, 32, 4, 2)
 
 
 def test_a_launch_on_trial_comes_before_the_table():
