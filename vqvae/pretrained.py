@@ -24,6 +24,7 @@ from vqvae.model import DiscreteVAE
 
 FORMATS = (openai, taming, llamagen)
 YAML = (".yaml", ".yml")
+IMAGE_SIZE = 256  # of the pictures that all of them were trained on, as released
 SHOWN = 3  # names or problems in a message
 
 
@@ -49,11 +50,11 @@ def load(files: Sequence[Path], image_size: int | None = None) -> Pretrained:
     kind = _kind_of(weights)
     if configs and (kind is not taming or len(configs) > 1):
         raise ValueError(f"{configs[-1]} is one yaml file too many for {kind.NAME}")
-    if configs:
-        image_size = image_size or taming.resolution(configs[0])
+    if image_size is None:
+        image_size = taming.resolution(configs[0]) if configs else IMAGE_SIZE
     try:
         name, config, tensors = kind.convert(weights, image_size)
-    except Exception as error:  # of a ValueError, or of what unexpected shapes run into
+    except Exception as error:  # the names and shapes in a file are anybody's
         raise ValueError(f"{weights[0].path}: {error or type(error).__name__}") from error
     model = DiscreteVAE(config)
     tensors = {key: tensor.float() for key, tensor in tensors.items()}

@@ -22,7 +22,7 @@ def recognises(tensors: Mapping[str, Tensor]) -> bool:
     return "encoder.conv_blocks.0.res.0.conv1.weight" in tensors and "quantize.embedding.weight" in tensors
 
 
-def convert(files: Sequence[Weights], image_size: int | None) -> Converted:
+def convert(files: Sequence[Weights], image_size: int) -> Converted:
     """Of one file. Raises ValueError where it is another network than ours."""
     (file,) = files
     n_groups = len(numbers_after("encoder.conv_blocks.", file.tensors))

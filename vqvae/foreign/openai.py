@@ -13,7 +13,6 @@ from vqvae.foreign.weights import Converted, Weights, numbers_after
 NAME = "OpenAI's dVAE"
 FILES = 2
 EXPECTED = "OpenAI's encoder.pkl and decoder.pkl (blocks.input.w)"
-IMAGE_SIZE = 256
 LEAVES = {"w": "weight", "b": "bias"}
 
 
@@ -21,7 +20,7 @@ def recognises(tensors: Mapping[str, Tensor]) -> bool:
     return "blocks.input.w" in tensors and "blocks.output.conv.w" in tensors
 
 
-def convert(files: Sequence[Weights], image_size: int | None) -> Converted:
+def convert(files: Sequence[Weights], image_size: int) -> Converted:
     """Of both files, in any order. Raises ValueError where they are not an encoder and a decoder."""
     parts = {_part(file): file.tensors for file in files}
     if len(parts) != FILES:
@@ -29,7 +28,7 @@ def convert(files: Sequence[Weights], image_size: int | None) -> Converted:
         raise ValueError(f"{NAME} is an encoder.pkl and a decoder.pkl, found {found}")
     encoder, decoder = parts["encoder"], parts["decoder"]
     config = DiscreteVAEConfig(
-        image_size=image_size or IMAGE_SIZE,
+        image_size=image_size,
         n_hid=len(encoder["blocks.input.w"]),
         n_init=len(decoder["blocks.input.w"]),
         n_groups=len(numbers_after("blocks.group_", encoder)),

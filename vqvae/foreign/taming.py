@@ -18,7 +18,6 @@ from vqvae.foreign.weights import Converted, Weights, numbers_after
 NAME = "a VQGAN of taming-transformers"
 FILES = 1
 EXPECTED = "a VQGAN of taming-transformers (encoder.down.0, quantize.embedding or quantize.proj), with its yaml or not"
-IMAGE_SIZE = 256
 DROPPED = ("loss.",)  # the discriminator and the network of the perceptual loss
 
 STAGES = {
@@ -51,14 +50,14 @@ def recognises(tensors: Mapping[str, Tensor]) -> bool:
     return quantized and "encoder.down.0.block.0.conv1.weight" in tensors
 
 
-def convert(files: Sequence[Weights], image_size: int | None) -> Converted:
+def convert(files: Sequence[Weights], image_size: int) -> Converted:
     """Of one file. Raises ValueError where it is another network than ours."""
     (file,) = files
     tensors = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(DROPPED)}
     return convert_tensors(NAME, tensors, image_size, normalise=False)
 
 
-def convert_tensors(name: str, tensors: Mapping[str, Tensor], image_size: int | None, normalise: bool) -> Converted:
+def convert_tensors(name: str, tensors: Mapping[str, Tensor], image_size: int, normalise: bool) -> Converted:
     """Of a state dict. `normalise`: whether codes and vectors are compared at length 1, which no tensor tells."""
     n_groups = len(numbers_after("encoder.down.", tensors))
     attentive = {level for level in range(n_groups) if numbers_after(f"encoder.down.{level}.attn.", tensors)}
@@ -77,7 +76,7 @@ def convert_tensors(name: str, tensors: Mapping[str, Tensor], image_size: int | 
     if codebook is not None:
         converted["quantizer.embedding"] = codebook
     config = DiscreteVAEConfig(
-        image_size=image_size or IMAGE_SIZE,
+        image_size=image_size,
         n_hid=n_hid,
         n_init=len(_get(tensors, "encoder.conv_out.weight")),
         n_groups=n_groups,

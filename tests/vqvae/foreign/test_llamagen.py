@@ -75,7 +75,7 @@ def test_released_sizes(multipliers, side, millions):
     """Their published tables have 70M and 72M parameters."""
     tensors = meta_weights(vqgan_shapes(LLAMAGEN, Sizes(128, multipliers, 2, 256, 16384, 8)))
     assert round(sum(tensor.numel() for tensor in tensors.values()) / 1e6) == millions
-    converted = llamagen.convert([Weights(Path("vq.pt"), tensors, {})], None)
+    converted = llamagen.convert([Weights(Path("vq.pt"), tensors, {})], 256)
     assert converted.config.grid_size == (side, side)
     with torch.device("meta"):
         assert mismatches(converted.tensors, DiscreteVAE(converted.config).state_dict()) == []

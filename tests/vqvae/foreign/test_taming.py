@@ -117,7 +117,7 @@ def test_options_of_a_codebook(weights, save):
 def test_released_sizes(multipliers, gumbel, codebook_size):
     sizes = Sizes(128, multipliers, 2, 256, codebook_size, 256)
     tensors = meta_weights(vqgan_shapes(TAMING, sizes, gumbel))
-    converted = taming.convert([Weights(Path("last.ckpt"), tensors, {})], None)
+    converted = taming.convert([Weights(Path("last.ckpt"), tensors, {})], 256)
     assert converted.config.grid_size == ((32, 32) if gumbel else (16, 16))
     with torch.device("meta"):
         assert mismatches(converted.tensors, DiscreteVAE(converted.config).state_dict()) == []
@@ -125,7 +125,7 @@ def test_released_sizes(multipliers, gumbel, codebook_size):
 
 def test_linear_maps_are_composed_in_float64(weights):
     tensors = weights(gumbel=True)
-    converted = taming.convert([Weights(Path("last.ckpt"), tensors, {})], None).tensors
+    converted = taming.convert([Weights(Path("last.ckpt"), tensors, {})], 256).tensors
     proj, conv = (tensors[f"{name}.weight"][:, :, 0, 0].double() for name in ("quantize.proj", "quant_conv"))
     assert torch.equal(converted["encoder.blocks.output.weight"][:, :, 0, 0], (proj @ conv).float())
 
