@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 import cli
+from benchmarks.ceilings import Ceilings
 from benchmarks.contestants import OURS, Attend, Contestant
 from benchmarks.gate import TOLERANCES, Errors, Inputs, check, errors, exact_results, results_of
 from benchmarks.goals import Row
 from benchmarks.memory import peak_bytes
-from benchmarks.ceilings import Ceilings
 from benchmarks.roof import PASSES, count, matrix_flops, roof_ms
 from benchmarks.timing import Clock, Run, Timing, time_in_turn
 from kernels.patterns import Pattern

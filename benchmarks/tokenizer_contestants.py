@@ -186,7 +186,7 @@ def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str,
         ),
         "vqp: FSQ": library("FSQ", len(fsq_levels or []), levels=fsq_levels),
         "vqp: LFQ": library("LFQ", bits, dim=bits, codebook_size=codebook_size, entropy_loss_weight=0.1),
-        "vqp: SimVQ": library("SimVQ", 16, dim=16, codebook_size=codebook_size, accept_image_fmap=True),
+        "vqp: SimVQ": library("SimVQ", 16, dim=16, codebook_size=codebook_size, channel_first=True),
     }
     if fsq_levels is None:
         entries = {name: entry for name, entry in entries.items() if "fsq" not in name.lower()}
