@@ -36,6 +36,15 @@ class ConvDecoder(nn.Module):
         self.blocks = nn.Sequential(layers)
 
     @property
+    def input_conv(self) -> nn.Conv2d:
+        """1x1: z_q -> the embedding of its codes."""
+        return self.blocks.input
+
+    def after_input(self, x: Tensor) -> Tensor:
+        """(B, n_init, h, w) -> (B, n_maps, h f, w f): all but the first convolution."""
+        return self.blocks[1:](x)
+
+    @property
     def output_conv(self) -> nn.Conv2d:
         """The last layer."""
         return self.blocks.output.conv

@@ -64,6 +64,11 @@ class Gumbel(Quantizer):
         codes = torch.zeros(indices.shape[0], self.codebook_size, *indices.shape[1:], device=indices.device)
         return codes.scatter_(1, indices.unsqueeze(1), 1.0)  # (B, K, h, w)
 
+    def indices_into(self, indices: Tensor, conv: nn.Conv2d) -> Tensor:
+        """Without one-hot vectors: the convolution's weight columns are the embedding. In its weights' dtype."""
+        bias = 0 if conv.bias is None else conv.bias
+        return (F.embedding(indices, conv.weight.flatten(1).t()) + bias).movedim(-1, 1)  # (B, C, h, w)
+
     def relax(self, z_e: Tensor) -> Quantized:
         logits = z_e.float()  # (B, K, h, w)
         z_q = F.gumbel_softmax(logits, tau=self.tau, dim=1)

@@ -92,7 +92,9 @@ class DiscreteVAE(nn.Module):
             raise ValueError(
                 f"indices run from {int(indices.min())} to {int(indices.max())}, expected 0 to {self.codebook_size - 1}"
             )
-        return self.reconstruction(self.decoder(self.quantizer.indices_to_codes(indices)))
+        return self.reconstruction(
+            self.decoder.after_input(self.quantizer.indices_into(indices, self.decoder.input_conv))
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""

@@ -6,6 +6,7 @@
     hard_indices(z_e)                the codes' numbers
     indices_after(features, conv)    the same of z_e = conv(features), which need not be written out for it
     indices_to_codes(indices)        the codes as the decoder knows them
+    indices_into(indices, conv)      conv of these, which need not be written out for it
     anneal(step) -> dict             moves the schedules; returns their values to log
     in_channels, out_channels        what the encoder must give, what the decoder gets
 
@@ -48,6 +49,10 @@ class Quantizer(nn.Module):
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """(B, h, w) int64 -> (B, out_channels, h, w) float32."""
         raise NotImplementedError
+
+    def indices_into(self, indices: Tensor, conv: nn.Conv2d) -> Tensor:
+        """conv(indices_to_codes(indices)) of (B, h, w) int64 and a 1x1 convolution -> (B, C, h, w)."""
+        return conv(self.indices_to_codes(indices))
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
         """z_e (B, in_channels, h, w) of any floating dtype -> (B, h, w) int64, without noise."""

@@ -89,8 +89,11 @@ def test_bf16_autocast_and_channels_last(make_model, quantizer_settings, images)
     torch.testing.assert_close(recon, model.decode(indices), atol=0.02, rtol=0)
 
 
-def test_encode_writes_no_logits(make_model, images):
-    """Every tensor that an operator of encode returns is smaller. (Of those inside: tests/kernels/test_nearest.py.)"""
+def test_nothing_has_as_many_values_as_the_logits(make_model, images):
+    """Neither logits in encode nor one-hot codes in decode: what each of their operators returns is smaller.
+
+    (Of those inside of operators: tests/kernels/test_nearest.py.)
+    """
     model = make_model(codebook_size=4096, n_hid=8)
     sizes = []
 
@@ -101,11 +104,26 @@ def test_encode_writes_no_logits(make_model, images):
                 sizes.append(result.numel())
             return result
 
-    for call, least, most in ((model.encode, 0, 1), (model.encode_vectors, 1, 2)):
+    indices = model.encode(images)
+    weight = model.decoder.input_conv.weight.numel()
+    for call, given, least, most in (
+        (model.encode, images, 0, 1),
+        (model.encode_vectors, images, 1, 2),
+        (model.decode, indices, 0, 1),
+        (model.quantizer.indices_to_codes, indices, 1, 2),
+    ):
         sizes.clear()
         with Watch():
-            call(images)
-        assert least * 6 * 16 * 4096 <= max(sizes) < most * 6 * 16 * 4096
+            call(given)
+        assert least * 6 * 16 * 4096 <= max(size for size in sizes if size != weight) < most * 6 * 16 * 4096
+
+
+def test_codes_go_into_the_decoder_as_they_are(make_model, quantizer_settings):
+    model = make_model(**quantizer_settings)
+    indices = torch.arange(32).view(2, 4, 4)
+    expected = model.decoder(model.quantizer.indices_to_codes(indices))
+    embedded = model.quantizer.indices_into(indices, model.decoder.input_conv)
+    torch.testing.assert_close(model.decoder.after_input(embedded), expected)
 
 
 @pytest.mark.parametrize(
