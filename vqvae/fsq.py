@@ -5,8 +5,6 @@ All combinations of levels are the codebook, so nothing is learnt and nothing ca
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
 
 import torch
 from torch import Tensor
@@ -35,31 +33,26 @@ class FSQ(Quantizer):
         levels: of each channel, D whole numbers of at least 3; by default those of the paper's table 1 with K codes.
     """
 
-    levels: Tensor
-    basis: Tensor
-
     def __init__(self, codebook_size: int, values_per_code: int, *, levels: Sequence[int] = ()) -> None:
         super().__init__(codebook_size)
-        levels = _checked(levels or _papers_levels(codebook_size), codebook_size)
-        self.in_channels = self.out_channels = len(levels)
-        basis = list(accumulate(levels[:-1], mul, initial=1))
-        self.register_buffer("levels", torch.tensor(levels)[:, None, None], persistent=False)  # (D, 1, 1)
-        self.register_buffer("basis", torch.tensor(basis)[:, None, None], persistent=False)  # (D, 1, 1)
+        # No buffers: an average of weights (EMA) averages those too, and may round whole numbers to the next lower one.
+        self.levels = _checked(levels or _papers_levels(codebook_size), codebook_size)
+        self.in_channels = self.out_channels = len(self.levels)
 
     def bound(self, z_e: Tensor) -> Tensor:
-        """(B, D, h, w) -> the same, float32, between half a level's width beyond the outermost levels of each channel.
+        """(B, D, h, w) of any floating dtype -> the same in float32, between half a level beyond the outermost ones.
 
         The appendix's bound(); 0 stays 0.
         """
-        half_range = (self.levels - 1) * (1 + EPSILON) / 2
-        offset = 0.5 * (self.levels % 2 == 0)
-        shift = torch.atanh(offset / half_range)
-        return torch.tanh(z_e.float() + shift) * half_range - offset
+        channels = z_e.float().unbind(dim=1)
+        return torch.stack([_bound(channel, n) for channel, n in zip(channels, self.levels, strict=True)], dim=1)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        numbers = indices.unsqueeze(1) // self.basis % self.levels  # (B, D, h, w), 0..L-1
-        half = self.levels // 2
-        return (numbers - half) / half
+        numbers = []
+        for n in self.levels:
+            numbers.append(indices % n - n // 2)
+            indices = indices // n
+        return self._scale(torch.stack(numbers, dim=1))
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
         return self._indices(self.bound(z_e).round())
@@ -67,11 +60,23 @@ class FSQ(Quantizer):
     def relax(self, z_e: Tensor) -> Quantized:
         bounded = self.bound(z_e)
         rounded = bounded.round()
-        z_q = (bounded + (rounded - bounded).detach()) / (self.levels // 2)
+        z_q = self._scale(bounded + (rounded - bounded).detach())
         return Quantized(z_q, self._indices(rounded.detach()), z_q.new_zeros(()))
 
+    def _scale(self, numbers: Tensor) -> Tensor:
+        return torch.stack([each / (n // 2) for each, n in zip(numbers.unbind(dim=1), self.levels, strict=True)], dim=1)
+
     def _indices(self, rounded: Tensor) -> Tensor:
-        return ((rounded.long() + self.levels // 2) * self.basis).sum(dim=1)
+        indices = torch.zeros_like(rounded[:, 0], dtype=torch.int64)
+        for number, n in zip(reversed(rounded.long().unbind(dim=1)), reversed(self.levels), strict=True):
+            indices = indices * n + (number + n // 2)
+        return indices
+
+
+def _bound(z: Tensor, n: int) -> Tensor:
+    half_range = (n - 1) * (1 + EPSILON) / 2
+    offset = 0.0 if n % 2 else 0.5
+    return torch.tanh(z + math.atanh(offset / half_range)) * half_range - offset
 
 
 def _papers_levels(codebook_size: int) -> tuple[int, ...]:
@@ -85,7 +90,7 @@ def _papers_levels(codebook_size: int) -> tuple[int, ...]:
     return by_size[codebook_size]
 
 
-def _checked(levels: Sequence[int], codebook_size: int) -> list[int]:
+def _checked(levels: Sequence[int], codebook_size: int) -> tuple[int, ...]:
     if not all(isinstance(n, int) and 3 <= n <= MAX_LEVELS for n in levels):
         raise ValueError(
             f"levels is {list(levels)}, expected whole numbers from 3 to {MAX_LEVELS} (of 2 levels: lfq or bsq)"
@@ -95,4 +100,4 @@ def _checked(levels: Sequence[int], codebook_size: int) -> list[int]:
             f"levels is {list(levels)} with product {math.prod(levels)}, expected the product to be codebook_size, "
             f"{codebook_size}"
         )
-    return list(levels)
+    return tuple(levels)

@@ -58,8 +58,6 @@ class LFQ(Quantizer):
         self.in_channels = self.out_channels = bits
         self.entropy, self.diversity, self.commitment = entropy, diversity, commitment
         self.temperature, self.group_bits = temperature, group_bits
-        basis = 2 ** torch.arange(bits - 1, -1, -1)
-        self.register_buffer("basis", basis[:, None, None], persistent=False)  # (D, 1, 1)
 
     @property
     def corner(self) -> float:
@@ -71,11 +69,15 @@ class LFQ(Quantizer):
         return z_e.float()
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        bits = indices.unsqueeze(1) // self.basis % 2  # (B, D, h, w)
+        bits = indices.unsqueeze(1) >> self._places(indices) & 1  # (B, D, h, w)
         return self.corner * (2.0 * bits - 1)
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
-        return ((z_e > 0) * self.basis).sum(dim=1)
+        return ((z_e > 0).long() << self._places(z_e)).sum(dim=1)
+
+    def _places(self, like: Tensor) -> Tensor:
+        """Of each channel's bit in the index: (D, 1, 1)."""
+        return torch.arange(self.in_channels - 1, -1, -1, device=like.device)[:, None, None]
 
     def relax(self, z_e: Tensor) -> Quantized:
         with torch.autocast(z_e.device.type, enabled=False):

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vector_quantize_pytorch import FSQ as TheirFSQ
 
 from vqvae.fsq import FSQ, MAX_LEVELS, PAPERS_LEVELS
@@ -79,6 +80,19 @@ def test_zero_is_a_code_and_far_vectors_are_the_outermost():
         assert quantizer.hard_indices(far).item() == (0 if sign < 0 else math.prod(levels) - 1)
 
 
+def test_an_average_of_weights_leaves_the_levels_alone():
+    """The callback averages buffers too; in float32, 0.9 of 7 and 0.1 of 7 are less than 7."""
+    quantizer, z_e = fsq([7, 6, 3]), batch(3)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), quantizer)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(3):
+        average.update_parameters(model)
+    averaged = average.module[1]
+    assert torch.equal(averaged.hard_indices(z_e), quantizer.hard_indices(z_e))
+    every = torch.arange(126).view(1, 1, -1)
+    assert torch.equal(averaged.indices_to_codes(every), quantizer.indices_to_codes(every))
+
+
 def test_no_loss():
     quantized = fsq([8, 5])(batch(2).requires_grad_())
     assert quantized.loss == 0
@@ -88,7 +102,7 @@ def test_no_loss():
 @pytest.mark.parametrize("levels", PAPERS_LEVELS)
 def test_the_papers_levels_by_size(levels):
     quantizer = FSQ(math.prod(levels), 192)
-    assert quantizer.levels.flatten().tolist() == list(levels)
+    assert quantizer.levels == levels
     assert quantizer.in_channels == quantizer.out_channels == len(levels)
 
 
