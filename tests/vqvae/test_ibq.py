@@ -21,7 +21,7 @@ def entropy(p: torch.Tensor) -> torch.Tensor:
 
 
 def by_the_paper(z_e, codebook, beta, weight, temperature) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """Section 3.2 and the entropy penalty, over all codes: rows z_e (N, D), codebook (K, D) -> z_q, loss, parts."""
+    """The quantizer and its entropy penalty, over all codes: rows z_e (N, D), codebook (K, D) -> z_q, loss, parts."""
     logits = z_e @ codebook.t()
     soft = logits.softmax(dim=1)
     hard = torch.nn.functional.one_hot(logits.argmax(dim=1), len(codebook)).double()
