@@ -1,14 +1,18 @@
 """k-means by Lloyd's iterations, the nearest of many centres without a matrix of all distances."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.nearest import nearest_code
 
 
 @torch.no_grad()
-def kmeans(vectors: Tensor, n_clusters: int, steps: int, seed: int = 0) -> Tensor:
+def kmeans(vectors: Tensor, n_clusters: int, steps: int, seed: int = 0, spherical: bool = False) -> Tensor:
     """Centres (K, D) of the vectors (N, D), which are float32; N may be below K, and vectors may be equal.
+
+    With `spherical`, vectors have length 1 and so have the centres: the directions of their means (Dhillon and Modha,
+    "Concept decompositions for large sparse text data using clustering", 2001).
 
     It starts at vectors picked at random, different ones while there are any. A centre that no vector is nearest to
     moves to the vector that is farthest from its own. Ends after `steps`, or when nothing moves any more.
@@ -22,6 +26,8 @@ def kmeans(vectors: Tensor, n_clusters: int, steps: int, seed: int = 0) -> Tenso
         sums = torch.zeros(n_clusters, vectors.shape[1], dtype=torch.float64, device=vectors.device)
         sums.index_add_(0, nearest, vectors.double())
         moved = torch.where(counts[:, None] > 0, (sums / counts.clamp(min=1)[:, None]).to(vectors.dtype), centres)
+        if spherical:
+            moved = F.normalize(moved, dim=1)
         empty = (counts == 0).nonzero().flatten()
         if len(empty):
             errors = (vectors - centres[nearest]).square().sum(dim=1)

@@ -35,3 +35,30 @@ def from_first_rank(tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+class RowsOfAllRanks:
+    """The rows (n, D) of all processes, n of which may differ, in one order: the first process's, the second's, ...
+
+    What one process's rows are if it has the whole batch. All processes make it, and ask it, at the same time.
+    """
+
+    def __init__(self, own: Tensor) -> None:
+        rank = dist.get_rank() if world_size() > 1 else 0
+        sizes = torch.zeros(world_size(), dtype=torch.int64, device=own.device)
+        sizes[rank] = len(own)
+        sizes = sum_over_ranks(sizes).tolist()
+        self._own, self._before, self._n = own, sum(sizes[:rank]), sum(sizes)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, numbers: Tensor) -> Tensor:
+        """The rows of these numbers (m,), the same in all processes -> (m, D). Not for what needs a gradient."""
+        if world_size() == 1:
+            return self._own[numbers]
+        at = numbers - self._before
+        here = (at >= 0) & (at < len(self._own))
+        rows = self._own.new_zeros(len(numbers), self._own.shape[1])
+        rows[here] = self._own[at[here]]
+        return sum_over_ranks(rows)

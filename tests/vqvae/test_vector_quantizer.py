@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vqvae.vector_quantizer import Standardise, VectorQuantizer
+from vqvae.standardise import Standardise
+from vqvae.vector_quantizer import VectorQuantizer
 
 
 def vq(codebook_size: int = 8, **options) -> VectorQuantizer:

@@ -1,0 +1,39 @@
+"""Where codes come from: a codebook's start at vectors of the encoder, and new places for dead codes.
+
+A codebook learnt along with its vectors collapses unless it starts among them (k-means, https://arxiv.org/abs/2107.03312,
+section III-C) and its unused codes move to where vectors are (https://arxiv.org/abs/2005.00341, section 3.1).
+
+Legend: N vectors of this process, D codebook_dim. With `unit`, vectors and codes have length 1.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae.kmeans import kmeans
+from vqvae.ranks import RowsOfAllRanks, from_first_rank
+
+APART = 0.01
+"""How far codes are shifted, in the vectors' standard deviation or, of length 1, in that."""
+
+
+@torch.no_grad()
+def codes_at_start(vectors: Tensor, n: int, kmeans_steps: int, unit: bool) -> Tensor:
+    """n codes (n, D) for all processes' vectors (N, D): their centres after so many steps of k-means, without steps
+    some of the vectors."""
+    rows = RowsOfAllRanks(vectors)
+    if not kmeans_steps or len(rows) <= n:  # the centres of fewer vectors than codes are the vectors
+        return sample_codes(vectors, n, unit)
+    everything = rows[torch.arange(len(rows), device=vectors.device)]
+    return from_first_rank(kmeans(everything, n, kmeans_steps, spherical=unit))
+
+
+@torch.no_grad()
+def sample_codes(vectors: Tensor, n: int, unit: bool) -> Tensor:
+    """n of all processes' vectors (N, D), repeated only where there are fewer, a little apart from one another."""
+    rows = RowsOfAllRanks(vectors)
+    order = torch.randperm(len(rows), device=vectors.device)
+    picked = rows[from_first_rank(order.repeat(-(-n // len(order)))[:n])]
+    shift = APART * torch.randn_like(picked)
+    codes = F.normalize(picked + shift, dim=1) if unit else picked + shift * picked.std(dim=0, correction=0)
+    return from_first_rank(codes)
