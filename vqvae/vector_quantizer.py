@@ -31,8 +31,8 @@ class VectorQuantizer(Quantizer):
         commitment: weight of |z_e - sg(code)|^2, averaged over positions and summed over D.
         decay: of the moving averages.
         restart_below: moving count (in vectors a batch) under which a code counts as dead.
-        ema: codes are moving averages of their vectors (the paper's appendix A.1); else parameters, drawn to their
-            vectors by |sg(z_e) - code|^2 (its equation 3), averaged and summed as above.
+        ema: codes are moving averages of their vectors (the paper's appendix A.1); else they are parameters, drawn to
+            their vectors by |sg(z_e) - code|^2 (its equation 3), averaged and summed as above.
         normalise: vectors and codes have length 1.
         standardise: each channel is brought to mean 0 and variance 1 first.
         kmeans_steps: Lloyd's iterations on the first batch, 0 for none.
@@ -64,19 +64,22 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"decay is {decay}, expected a number between 0 and 1")
         if not 0 <= restart_below < 1:
             raise ValueError(f"restart_below is {restart_below}, expected 0 to less than 1, at which a code restarts")
-        if not (isinstance(kmeans_steps, int) and kmeans_steps >= 0):
+        for name, value in {"ema": ema, "normalise": normalise, "standardise": standardise}.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value}, expected true or false")
+        if not (type(kmeans_steps) is int and kmeans_steps >= 0):
             raise ValueError(f"kmeans_steps is {kmeans_steps}, expected a whole number of at least 0")
         self.in_channels = self.out_channels = codebook_dim
         self.commitment, self.decay, self.restart_below = commitment, decay, restart_below
-        self.ema, self.normalise, self.kmeans_steps = bool(ema), bool(normalise), kmeans_steps
+        self.ema, self.normalise, self.kmeans_steps = ema, normalise, kmeans_steps
         # Untrained encoders send every patch into nearly the same direction; on the unit sphere all would share a code.
         self.standardise = Standardise(codebook_dim) if standardise else None
-        start = self._at_length(torch.randn(codebook_size, codebook_dim))
+        codes = F.normalize(torch.randn(codebook_size, codebook_dim), dim=1)
         if ema:
-            self.register_buffer("sums", start)
+            self.register_buffer("sums", codes)
         else:
-            self.embedding = nn.Parameter(start)
-        self.register_buffer("counts", torch.zeros(codebook_size))
+            self.embedding = nn.Parameter(codes)
+        self.register_buffer("counts", torch.zeros(codebook_size))  # all 0 until the codebook has started
 
     @property
     def codebook(self) -> Tensor:
@@ -84,14 +87,23 @@ class VectorQuantizer(Quantizer):
 
         A code that has no count is where it was put.
         """
+        return self._at_length(self._codes_of_any_length())
+
+    def _codes_of_any_length(self) -> Tensor:
         if not self.ema:
-            return self._at_length(self.embedding)
+            return self.embedding
         if self.normalise:
-            return F.normalize(self.sums, dim=1)
+            return self.sums
         return self.sums / torch.where(self.counts > 0, self.counts, 1.0)[:, None]
 
+    def _at_length(self, vectors: Tensor, dim: int = 1) -> Tensor:
+        """Length 1 along a dimension, where that is asked for."""
+        return F.normalize(vectors, dim=dim) if self.normalise else vectors
+
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        return rearrange(F.embedding(indices, self.codebook), "b h w d -> b d h w")
+        # Looked up first: the gradient of a length needs the vectors as they were, and dead codes of the table restart.
+        codes = self._at_length(F.embedding(indices, self._codes_of_any_length()), dim=-1)
+        return rearrange(codes, "b h w d -> b d h w")
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
         return self._nearest(self._placed(z_e))
@@ -110,13 +122,9 @@ class VectorQuantizer(Quantizer):
         return quantized
 
     def _placed(self, z_e: Tensor, batch_statistics: bool = False) -> Tensor:
-        """z_e (B, D, h, w) where its codes are: float32."""
+        """z_e (B, D, h, w) of any floating dtype where its codes are: float32."""
         z_e = z_e.float()
         return self._at_length(z_e if self.standardise is None else self.standardise(z_e, batch_statistics))
-
-    def _at_length(self, vectors: Tensor) -> Tensor:
-        """Length 1 along the second dimension, where that is asked for."""
-        return F.normalize(vectors, dim=1) if self.normalise else vectors
 
     def _quantize(self, z_e: Tensor) -> Quantized:
         indices = self._nearest(z_e)
@@ -128,17 +136,17 @@ class VectorQuantizer(Quantizer):
         z_q = z_e + (codes - z_e).detach()
         return Quantized(z_q, indices, loss, parts={"commitment": commitment_loss.detach()})
 
+    @torch.no_grad()
     def _nearest(self, z_e: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, h, w). Of codes of length 1, the one with the largest product is nearest."""
         find = argmax_linear if self.normalise else nearest_code
-        return find(z_e.movedim(1, -1), self.codebook.detach())
+        return find(z_e.movedim(1, -1), self.codebook)
 
     @torch.no_grad()
     def _start(self, vectors: Tensor) -> None:
         if self.counts.any():
             return
-        codes = codes_at_start(vectors, self.codebook_size, self.kmeans_steps, self.normalise)
-        (self.sums if self.ema else self.embedding).copy_(codes)
+        self._learnt.copy_(codes_at_start(vectors, self.codebook_size, self.kmeans_steps, self.normalise))
         self.counts.fill_(1.0)
 
     @torch.no_grad()
@@ -150,5 +158,10 @@ class VectorQuantizer(Quantizer):
             self.sums.lerp_(sum_over_ranks(batch_sums), 1 - self.decay)
         dead = self.counts < self.restart_below
         if n_dead := int(dead.sum()):  # the same in all processes, so all of them sample
-            (self.sums if self.ema else self.embedding)[dead] = sample_codes(vectors, n_dead, self.normalise)
+            self._learnt[dead] = sample_codes(vectors, n_dead, self.normalise)
             self.counts[dead] = 1.0
+
+    @property
+    def _learnt(self) -> Tensor:
+        """(K, D), where a code of count 1 is the code itself."""
+        return self.sums if self.ema else self.embedding

@@ -213,3 +213,15 @@ def test_no_schedules():
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         vq(**options)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_codes_of_a_gradient_codebook_may_restart_before_the_backward_pass(normalise):
+    quantizer = vq(8, ema=False, normalise=normalise, decay=0.5, restart_below=0.9)
+    quantizer(batch())
+    before = quantizer.embedding.detach().clone()
+    quantized = quantizer(batch(1))
+    assert not torch.equal(quantizer.embedding, before)
+    (gradient,) = torch.autograd.grad(quantized.loss, quantizer.embedding)
+    assert gradient.isfinite().all()
+    assert (gradient.norm(dim=1) > 0).sum() == len(quantized.indices.unique())

@@ -76,7 +76,6 @@ def convert_tensors(name: str, tensors: Mapping[str, Tensor], image_size: int, n
     converted = {_our_name(name, n_groups): tensor for name, tensor in ours.items()}
     if codebook is not None:
         converted["quantizer.embedding"] = codebook
-        converted["quantizer.counts"] = torch.ones(len(codebook))  # a codebook that is there already
         converted["quantizer.counts"] = torch.ones(len(codebook))  # it has been learnt: nothing starts it anew
     config = DiscreteVAEConfig(
         image_size=image_size,
