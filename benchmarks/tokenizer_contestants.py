@@ -1,11 +1,13 @@
 """What benchmarks/tokenizers.py compares: image tokenizers of ours and of others, behind one small face.
 
 All of ours and all of vector-quantize-pytorch's quantizers stand in the same autoencoder, the paper's network with wide
-residual paths. DALLE-pytorch's DiscreteVAE has a network of its own, made about as large.
+residual paths. DALLE-pytorch's DiscreteVAE has a network of its own, made about as large. Packages of others are no
+dependencies: they take part where they are installed.
 
 Legend: B batch, K codebook, h w token grid.
 """
 
+import importlib
 import importlib.util
 import math
 import sys
@@ -138,8 +140,7 @@ def _dalle_pytorch() -> Any:
     unused += ("transformers", "webdataset")
     absent = {name: mock.MagicMock() for name in unused if not _is_there(name)}
     with mock.patch.dict(sys.modules, absent):
-        import dalle_pytorch
-    return dalle_pytorch
+        return importlib.import_module("dalle_pytorch")
 
 
 def _is_there(name: str) -> bool:
@@ -161,9 +162,7 @@ def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str,
 
     def library(name: str, channels: int, **options: Any) -> Callable[[], Contestant]:
         def make() -> Contestant:
-            import vector_quantize_pytorch
-
-            quantizer = getattr(vector_quantize_pytorch, name)(**options)
+            quantizer = getattr(importlib.import_module("vector_quantize_pytorch"), name)(**options)
             return LibraryQuantized(autoencoder_config(n_hid, codebook_size, quantizer="vq"), quantizer, channels)
 
         return make
