@@ -217,7 +217,7 @@ def test_impossible_options_are_refused(options, message):
 
 @pytest.mark.parametrize("normalise", [True, False])
 def test_codes_of_a_gradient_codebook_may_restart_before_the_backward_pass(normalise):
-    quantizer = vq(8, ema=False, normalise=normalise, decay=0.5, restart_below=0.9)
+    quantizer = vq(64, ema=False, normalise=normalise, decay=0.5, restart_below=0.9)
     quantizer(batch())
     before = quantizer.embedding.detach().clone()
     quantized = quantizer(batch(1))
