@@ -1,7 +1,7 @@
 """Where codes come from: a codebook's start at vectors of the encoder, and new places for dead codes.
 
-A codebook learnt along with its vectors collapses unless it starts among them (k-means, https://arxiv.org/abs/2107.03312,
-section III-C) and its unused codes move to where vectors are (https://arxiv.org/abs/2005.00341, section 3.1).
+A codebook that is learnt along with the vectors collapses unless it starts among them, as k-means makes it do
+(https://arxiv.org/abs/2107.03312), and its unused codes move to where vectors are (https://arxiv.org/abs/2005.00341).
 
 Legend: N vectors of this process, D codebook_dim. With `unit`, vectors and codes have length 1.
 """
@@ -14,7 +14,7 @@ from vqvae.kmeans import kmeans
 from vqvae.ranks import RowsOfAllRanks, from_first_rank
 
 APART = 0.01
-"""How far codes are shifted, in the vectors' standard deviation or, of length 1, in that."""
+"""Spread of what sets codes at the same vector apart: of each number of a vector of length 1, else in its spread."""
 
 
 @torch.no_grad()

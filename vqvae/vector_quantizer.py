@@ -14,11 +14,12 @@ from kernels.nearest import argmax_linear, nearest_code
 from vqvae.codebook import codes_at_start, sample_codes
 from vqvae.quantizer import Quantized, Quantizer
 from vqvae.ranks import sum_over_ranks
+from vqvae.rotation import rotate_to
 from vqvae.standardise import Standardise
 
 
 class VectorQuantizer(Quantizer):
-    """Gradients pass straight through to the encoder.
+    """Gradients pass straight through to the encoder, or turned (`rotate`).
 
     The codebook starts at vectors of the first batch, or at their k-means, and codes whose moving count falls below
     `restart_below` move to vectors of the current batch. It is the same in all processes of a run, learnt from the
@@ -36,6 +37,7 @@ class VectorQuantizer(Quantizer):
         normalise: vectors and codes have length 1.
         standardise: each channel is brought to mean 0 and variance 1 first.
         kmeans_steps: Lloyd's iterations on the first batch, 0 for none.
+        rotate: the gradient that passes to the encoder is turned with the vectors onto their codes (rotation.py).
     """
 
     counts: Tensor
@@ -54,6 +56,7 @@ class VectorQuantizer(Quantizer):
         normalise: bool = True,
         standardise: bool = True,
         kmeans_steps: int = 0,
+        rotate: bool = False,
     ) -> None:
         super().__init__(codebook_size)
         if not (isinstance(codebook_dim, int) and codebook_dim >= 1):
@@ -64,14 +67,15 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"decay is {decay}, expected a number between 0 and 1")
         if not 0 <= restart_below < 1:
             raise ValueError(f"restart_below is {restart_below}, expected 0 to less than 1, at which a code restarts")
-        for name, value in {"ema": ema, "normalise": normalise, "standardise": standardise}.items():
+        switches = {"ema": ema, "normalise": normalise, "standardise": standardise, "rotate": rotate}
+        for name, value in switches.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value}, expected true or false")
         if not (type(kmeans_steps) is int and kmeans_steps >= 0):
             raise ValueError(f"kmeans_steps is {kmeans_steps}, expected a whole number of at least 0")
         self.in_channels = self.out_channels = codebook_dim
         self.commitment, self.decay, self.restart_below = commitment, decay, restart_below
-        self.ema, self.normalise, self.kmeans_steps = ema, normalise, kmeans_steps
+        self.ema, self.normalise, self.kmeans_steps, self.rotate = ema, normalise, kmeans_steps, rotate
         # Untrained encoders send every patch into nearly the same direction; on the unit sphere all would share a code.
         self.standardise = Standardise(codebook_dim) if standardise else None
         codes = F.normalize(torch.randn(codebook_size, codebook_dim), dim=1)
@@ -133,7 +137,7 @@ class VectorQuantizer(Quantizer):
         loss = self.commitment * commitment_loss
         if not self.ema:
             loss = loss + (z_e.detach() - codes).square().sum(dim=1).mean()
-        z_q = z_e + (codes - z_e).detach()
+        z_q = rotate_to(z_e, codes) if self.rotate else z_e + (codes - z_e).detach()
         return Quantized(z_q, indices, loss, parts={"commitment": commitment_loss.detach()})
 
     @torch.no_grad()
