@@ -1,4 +1,4 @@
-"""The rotation trick (https://arxiv.org/abs/2410.06424): gradients of codes turned back onto the vectors they stand for.
+"""The rotation trick (https://arxiv.org/abs/2410.06424): the gradients of codes turned back onto their vectors.
 
 Legend: B batch, D codebook_dim, h w token grid.
 """
