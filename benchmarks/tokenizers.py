@@ -196,8 +196,11 @@ def codec_at(codec: str, bits_per_pixel: float, test: Tensor) -> dict[str, Any]:
     """A picture format where each file takes at most the bytes of the codes, or as few as it can."""
     files, budget = [], bits_per_pixel * SIDE**2 / 8
     for picture in to_pil_images(test.float() / 255):
-        tried = [_written(picture, codec, quality) for quality in range(101)]
-        files.append(max((file for file in tried if len(file) <= budget), key=len, default=min(tried, key=len)))
+        low, high = 0, 100  # sizes grow with the quality, or near enough
+        while low < high:
+            quality = (low + high + 1) // 2
+            low, high = (quality, high) if len(_written(picture, codec, quality)) <= budget else (low, quality - 1)
+        files.append(_written(picture, codec, low))
     row = judged(f"{codec} at equal bytes", test, torch.stack([_read(file) for file in files]), 0.0)
     over = sum(len(file) > budget for file in files) / len(files)
     return row | {"bits_per_pixel": 8 * sum(map(len, files)) / len(files) / SIDE**2, "too_large": over}

@@ -142,7 +142,8 @@ def test_what_is_installed_imports_only_what_is_installed():
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["prepare"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["prepare"], *extras["plots"]]
     declared = {distribution(re.split(r"[^\w-]", line)[0]) for line in lines}
     imported = {room(each.name) for each in imports_of(ROOT)} - OURS - sys.stdlib_module_names
     of = packages_distributions()

@@ -1,0 +1,46 @@
+"""Draws a result of benchmarks/tokenizers.py: distortion over rate, one point a contestant."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+matplotlib.use("Agg")
+
+MARKERS = {"ours": "o", "dalle-pytorch": "s", "vqp": "^", "palette": "D"}
+CODECS = ("JPEG", "WEBP")
+
+
+def plot(result: Path, png: Path) -> None:
+    """Writes `png`, beside its place and then renamed."""
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
+    figure, (whole, near) = plt.subplots(1, 2, figsize=(11, 4.5))
+    for axes in (whole, near):
+        for codec in CODECS:
+            points = sorted(
+                (row["bits_per_pixel"], row["psnr"]["value"]) for row in rows if row["name"].startswith(f"{codec} qual")
+            )
+            grey = "0.6" if codec == "JPEG" else "0.3"
+            axes.plot(*zip(*points, strict=True), "-", marker=".", color=grey, label=codec)
+        for whose, marker in MARKERS.items():
+            of = [row for row in rows if row["name"].startswith(whose)]
+            for number, row in enumerate(of):
+                label = row["name"] if axes is near or whose == "palette" else None
+                colour = f"C{(number + 3 * list(MARKERS).index(whose)) % 10}"
+                axes.plot(row["bits_per_pixel"], row["psnr"]["value"], marker, color=colour, label=label)
+        axes.set_xlabel("bits a pixel")
+        axes.set_ylabel("PSNR, dB")
+        axes.grid(alpha=0.3)
+    whole.set_xscale("log")
+    learnt = [row for row in rows if "updates" in row]
+    rate = learnt[0]["bits_per_pixel"]
+    values = [row["psnr"]["value"] for row in learnt]
+    near.set_xlim(0.9 * rate, 1.6 * rate)
+    near.set_ylim(min(values) - 1, max(values) + 2)
+    whole.legend(fontsize=7)
+    near.legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    beside = png.with_name(f".{png.name}.part")
+    figure.savefig(beside, format="png", dpi=110)
+    beside.replace(png)
