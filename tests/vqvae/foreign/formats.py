@@ -3,22 +3,13 @@
 Written down from the descriptions of the formats, with functions of torch only: nothing here knows our modules.
 """
 
-import inspect
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from vqvae.vector_quantizer import VectorQuantizer
-
-needs_codebook_options = pytest.mark.skipif(
-    "ema" not in inspect.signature(VectorQuantizer.__init__).parameters,
-    reason="the options of a codebook are not in yet",
-)
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -7,22 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from model_files import mismatches
-from tests.vqvae.foreign.formats import (
-    LLAMAGEN,
-    Sizes,
-    meta_weights,
-    needs_codebook_options,
-    random_images,
-    random_weights,
-    run,
-    vqgan_shapes,
-)
+from tests.vqvae.foreign.formats import LLAMAGEN, Sizes, meta_weights, random_images, random_weights, run, vqgan_shapes
 from vqvae.foreign import llamagen
 from vqvae.foreign.weights import Weights
 from vqvae.model import DiscreteVAE
 from vqvae.pretrained import load
 
-pytestmark = needs_codebook_options
 SIZES = Sizes(ch=32, multipliers=(1, 2, 3), blocks=1, z_channels=12, codebook_size=20, codebook_dim=4)
 
 
