@@ -21,7 +21,8 @@ from torch import Tensor
 from kernels.limits import runs_triton
 
 Impl = Literal["auto", "triton", "blocked", "reference"]
-IMPLS = ("auto", "triton", "blocked", "reference")
+OPERATOR_IMPLS = ("triton", "blocked", "reference")
+IMPLS = ("auto", *OPERATOR_IMPLS)
 Metric = Literal["euclidean", "cosine"]
 METRICS = ("euclidean", "cosine")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -52,8 +53,6 @@ def argmax_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl
     _check(x, weight, bias)
     if impl not in IMPLS:
         raise ValueError(f"unknown impl {impl!r}, expected one of {', '.join(IMPLS)}")
-    if impl == "triton" and x.dtype == torch.float64:
-        raise ValueError("impl='triton' knows float32, float16 and bfloat16, these tensors are torch.float64")
     if impl == "auto":
         impl = "triton" if runs_triton(x) else "blocked"
     return _argmax_linear(x, weight, bias, impl)
@@ -94,6 +93,12 @@ def argmax_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("imagewords::argmax_linear", mutates_args=())
 def _argmax_linear(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
+    # Again, for who calls torch.ops.imagewords.argmax_linear: a kernel would read beyond tensors that do not fit.
+    _check(x, weight, bias)
+    if impl not in OPERATOR_IMPLS:
+        raise ValueError(f"unknown impl {impl!r}, the operator expects one of {', '.join(OPERATOR_IMPLS)}")
+    if impl == "triton" and x.dtype == torch.float64:
+        raise ValueError("impl='triton' knows float32, float16 and bfloat16, these tensors are torch.float64")
     if x.numel() == 0:
         return x.new_empty(x.shape[:-1], dtype=torch.int64)
     with torch.autocast(x.device.type, enabled=False):

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from kernels import flash, flash_launch
+from kernels import flash, flash_launch, jit
 from kernels.attention import attention
 from kernels.reference import attention_reference
 from tests.kernels.flash_cases import TOY, small_blocks, toy  # noqa: F401
@@ -126,13 +126,29 @@ def test_what_the_kernels_do_not_take_is_refused():
         attention(wide, wide, wide, TOY, impl="triton")
 
 
-def test_the_operators_themselves_refuse_too():
-    wide = torch.zeros(1, 1, TOY.seq_len, 257, device=DEVICE)
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "device", "message"),
+    [
+        (257, torch.float32, DEVICE, "head dim of at most 256, not 257"),
+        (16, torch.float64, DEVICE, "takes float32, float16 and bfloat16, not float64"),
+        (16, torch.float32, "cpu", "Triton kernels run on CUDA devices, these tensors are on cpu"),
+    ],
+)
+def test_the_operators_themselves_refuse_too(head_dim, dtype, device, message, monkeypatch):
+    monkeypatch.setattr(jit, "INTERPRETED", False)
+    x = torch.zeros(1, 1, TOY.seq_len, head_dim, dtype=dtype, device=device)
     settings = (None, 1.0, *TOY.settings)
-    with pytest.raises(ValueError, match="head dim of at most 256, not 257"):
-        torch.ops.imagewords.attention(wide, wide, wide, *settings)
-    with pytest.raises(ValueError, match="head dim of at most 256, not 257"):
-        torch.ops.imagewords.attention_backward(wide, wide, wide, wide, wide, wide[..., 0], *settings)
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.imagewords.attention(x, x, x, *settings)
+
+    def backward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.imagewords.attention_backward(x, x, x, x, x, x[..., 0], *settings)
+
+    for operator in (forward, backward):
+        for refusing in (operator, torch.compile(operator, backend="aot_eager", fullgraph=True)):
+            with pytest.raises(ValueError, match=message):
+                refusing(x)
 
 
 def test_tensors_on_a_cpu_are_refused_without_the_interpreter():

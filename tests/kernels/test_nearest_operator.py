@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from kernels import nearest, nearest_blocked, nearest_triton
+from kernels import jit, nearest, nearest_blocked, nearest_triton
 from kernels.nearest import argmax_linear, nearest_code
 from tests.kernels.nearest_oracle import (
     DTYPES,
@@ -161,6 +161,10 @@ def test_what_does_not_fit_is_refused(arguments, message):
     if len(arguments) == 2:
         with pytest.raises(ValueError, match=message):
             nearest_code(*arguments)
+    if {tensor.device.type for tensor in arguments} == {"cpu"}:  # beside a meta tensor PyTorch calls the fake operator
+        for impl in ("triton", "blocked", "reference"):
+            with pytest.raises(ValueError, match=message):
+                torch.ops.imagewords.argmax_linear(*arguments, *[None] * (3 - len(arguments)), impl)
 
 
 def test_unknown_names_are_refused():
@@ -169,8 +173,29 @@ def test_unknown_names_are_refused():
         argmax_linear(x, weight, impl="cuda")
     with pytest.raises(ValueError, match="unknown metric 'l1', expected one of euclidean, cosine"):
         nearest_code(x, weight, metric="l1")
-    with pytest.raises(ValueError, match=r"impl='triton' knows .* these tensors are torch.float64"):
-        argmax_linear(x.double(), weight.double(), impl="triton")
+    for impl in ("cuda", "auto"):
+        with pytest.raises(ValueError, match=f"unknown impl '{impl}', the operator expects one of triton, blocked, re"):
+            torch.ops.imagewords.argmax_linear(x, weight, None, impl)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_what_triton_does_not_take_is_refused(rows):
+    x, weight = torch.zeros(rows, 4).double(), torch.zeros(5, 4).double()
+
+    def function(x: Tensor) -> Tensor:
+        return argmax_linear(x, weight, impl="triton")
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    operator = torch.ops.imagewords.argmax_linear
+    for refusing in (function, compiled, lambda x: operator(x, weight, None, "triton")):
+        with pytest.raises(ValueError, match=r"impl='triton' knows .* these tensors are torch.float64"):
+            refusing(x)
+
+
+def test_tensors_on_a_cpu_are_refused_without_the_interpreter(monkeypatch):
+    monkeypatch.setattr(jit, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="Triton kernels run on CUDA devices, these tensors are on cpu"):
+        torch.ops.imagewords.argmax_linear(torch.zeros(3, 4), torch.zeros(5, 4), None, "triton")
 
 
 # --- on a GPU, with the launch parameters of the table ----------------------------------------------------------------
