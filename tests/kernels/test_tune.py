@@ -53,14 +53,24 @@ def test_what_was_tuned_is_found_and_kept_beside_the_rest():
 STORING = """
 import sys
 from kernels.launch import Launch, store_tuned
+print("ready", flush=True)
+sys.stdin.readline()
 for i in range(100):
     store_tuned({f"{sys.argv[1]} {i}": Launch(64, 32, 4, 2)})
 """
 
 
 def test_nothing_is_lost_where_two_processes_tune_at_once():
-    processes = [subprocess.Popen([sys.executable, "-c", STORING, name], cwd=ROOT) for name in ("one", "other")]
-    assert [process.wait() for process in processes] == [0, 0]
+    def storing(name: str) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([sys.executable, "-c", STORING, name], cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+    with storing("one") as one, storing("other") as other:
+        # They begin together: to import torch takes longer than to store, and one could be done before the other.
+        assert [process.stdout.readline() for process in (one, other)] == ["ready\n"] * 2
+        for process in (one, other):
+            process.stdin.close()
+    assert one.returncode == other.returncode == 0
     assert len(json.loads(tuned_path().read_text())) == 200
 
 
