@@ -9,9 +9,9 @@ import torch.nn as nn
 from torch import Tensor
 
 
-def conv(n_in: int, n_out: int, kernel: int) -> nn.Conv2d:
+def conv(n_in: int, n_out: int, kernel: int, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
     """A size-preserving convolution with the paper's starting values: w ~ N(0, 1 / (n_in k^2)), b = 0."""
-    layer = nn.Conv2d(n_in, n_out, kernel, padding=(kernel - 1) // 2)
+    layer = kind(n_in, n_out, kernel, padding=(kernel - 1) // 2)
     nn.init.normal_(layer.weight, std=(n_in * kernel**2) ** -0.5)
     nn.init.zeros_(layer.bias)
     return layer

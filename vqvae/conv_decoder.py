@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae.config import DiscreteVAEConfig
 from vqvae.conv_blocks import conv3x3, group, middle, norm, upsample
+from vqvae.output_conv import OutputConv
 
 
 class ConvDecoder(nn.Module):
@@ -31,7 +32,7 @@ class ConvDecoder(nn.Module):
                 blocks["upsample"] = upsample(width)
             layers[f"group_{g + 1}"] = nn.Sequential(blocks)
         layers["output"] = nn.Sequential(
-            OrderedDict(norm=norm(widths[-1]), swish=nn.SiLU(), conv=conv3x3(widths[-1], n_maps))
+            OrderedDict(norm=norm(widths[-1]), swish=nn.SiLU(), conv=OutputConv(widths[-1], n_maps, 3, padding=1))
         )
         self.blocks = nn.Sequential(layers)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqvae.blocks import Block, conv
 from vqvae.config import DiscreteVAEConfig
+from vqvae.output_conv import OutputConv
 
 KERNELS = (1, 3, 3, 3)
 
@@ -33,7 +34,7 @@ class Decoder(nn.Module):
         for g, width in enumerate(widths):
             n_group_in = config.n_init if g == 0 else widths[g - 1]
             layers[f"group_{g + 1}"] = _group(n_group_in, width, config, upsample=g + 1 < config.n_groups)
-        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], n_maps, 1)))
+        layers["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=conv(widths[-1], n_maps, 1, OutputConv)))
         self.blocks = nn.Sequential(layers)
 
     @property
