@@ -11,11 +11,12 @@ faster. "MiB" is the most that is allocated at a time beside the inputs.
 
 "roof" is the share of the roof, the roof's time over a contestant's. The roof is the longer of two times: 2 N K D FLOPs
 at the rate of a large matrix product of --dtype, and the bytes of x, codes and bias in and indices (int64) out, each
-once, at the rate of a large copy. Both rates are measured in the same run (ceilings.py). The N x K scores are never
-moved, and comparing them is not counted: the fewer values a vector has, the more that leaves out. A share above 100 %
-means that the products were made by narrower units than PyTorch's of that dtype: of float32, bfloat16's on some CPUs
-(kernels/nearest_blocked.py), tf32's on GPUs (kernels/nearest_triton.py). encode has no roof: its time is the encoder's
-as well, and the arg-max in it is that of logits.
+once, at the rate of a large copy. Both rates are measured in the same run (ceilings.py). "GFLOP" and "MB" (10^6 bytes)
+are these two counts. The N x K scores are never moved; "scores MB" is what moving them would add, written once and read
+once in --dtype, unless a cache holds them. Comparing them is not counted: the fewer values a vector has, the more that
+leaves out. A share above 100 % means that the products were made by narrower units than PyTorch's of that dtype: of
+float32, bfloat16's on some CPUs (kernels/nearest_blocked.py), tf32's on GPUs (kernels/nearest_triton.py). encode has no
+roof: its time is the encoder's as well, and the arg-max in it is that of logits.
 
     python -m benchmarks.nearest                            # 1024 to 32768 vectors, 8192 codes
     python -m benchmarks.nearest --quick                    # seconds: that it runs; says nothing about speed
@@ -52,6 +53,7 @@ CHECKED_ROWS = 512
 # By how much the chosen score may fall short, over the sum of the products' sizes: float32's rounding.
 TOLERANCE = 2.0**-21
 TASKS = ("codes", "logits", "encode")
+COUNTS = {"flops": 1e9, "bytes": 1e6, "scores_bytes": 1e6}  # of a row, and the unit each is printed in
 
 
 class Task(NamedTuple):
@@ -75,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("x ours: time over ours; above 1, ours is the faster" + ", but --quick is too small to tell" * args.quick)
     ceilings = measure_ceilings(args.device, getattr(torch, args.dtype), clock, quick=args.quick)
     print(f"{ceilings.flops / 1e12:.3g} TFLOP/s of products, {ceilings.bytes / 1e9:.3g} GB/s of copies")
-    print(f"{'task':<8}{'N':>7}{'D':>6}  {'':<16}{'ms':>10}{'x ours':>9}{'roof':>9}{'MiB':>9}")
+    counts = f"{'GFLOP':>9}{'MB':>9}{'scores MB':>11}"
+    print(f"{'task':<8}{'N':>7}{'D':>6}{counts}  {'':<16}{'ms':>10}{'x ours':>9}{'roof':>9}{'MiB':>9}")
     rows = []
     with torch.no_grad():
         for task in tasks(args):
@@ -173,6 +176,11 @@ def argmax_work(x: Tensor, weight: Tensor, bias: Tensor) -> Work:
     return Work(2 * len(x) * weight.numel(), x.nbytes + weight.nbytes + bias.nbytes + len(x) * torch.int64.itemsize)
 
 
+def scores_bytes(x: Tensor, weight: Tensor) -> int:
+    """All scores of x (N, D) and weight (K, D), written and read, in the dtype of x."""
+    return 2 * len(x) * len(weight) * x.itemsize
+
+
 def measure(task: Task, clock: Clock, ceilings: Ceilings, args: argparse.Namespace) -> dict[str, Any]:
     equal = check(task)
     timings = time_in_turn(task.runs, clock, repeats=args.repeats)
@@ -195,6 +203,7 @@ def measure(task: Task, clock: Clock, ceilings: Ceilings, args: argparse.Namespa
         "equal_to_float64": equal,
         "flops": task.work and task.work.flops,
         "bytes": task.work and task.work.bytes,
+        "scores_bytes": task.work and scores_bytes(task.x, task.weight),
         "roof_ms": roof_ms,
         "contestants": contestants,
     }
@@ -216,7 +225,8 @@ def check(task: Task) -> float:
 
 
 def print_row(row: dict[str, Any]) -> None:
-    head = f"{row['task']:<8}{row['n_rows']:>7}{row['dim']:>6}"
+    counted = ("-" if row[n] is None else f"{row[n] / unit:.4g}" for n, unit in COUNTS.items())
+    head = f"{row['task']:<8}{row['n_rows']:>7}{row['dim']:>6}" + "{:>9}{:>9}{:>11}".format(*counted)
     for name, figures in row["contestants"].items():
         share = "-" if figures["share"] is None else f"{figures['share']:.1%}"
         numbers = f"{figures['ms']:>10.2f}{figures['ratio']:>9.2f}{share:>9}{figures['mib']:>9.1f}"

@@ -39,6 +39,7 @@ def test_flops_and_bytes_by_hand(dtype, itemsize):
     x, weight, bias = torch.zeros(7, 5, dtype=dtype), torch.zeros(10, 5, dtype=dtype), torch.zeros(10)
     read = itemsize * (7 * 5 + 10 * 5) + 4 * 10
     assert nearest.argmax_work(x, weight, bias) == (2 * 70 * 5, read + 8 * 7)
+    assert nearest.scores_bytes(x, weight) == 2 * 70 * itemsize
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,18 @@ def test_shares_are_those_of_the_roof(monkeypatch, capsys, dtype, ceilings, roof
     assert asked == [("cpu", getattr(torch, dtype), True)]
     assert result["ceilings"] == {dtype: ceilings._asdict()}
     assert [row["flops"] for row in result["rows"]] == [800_000, 6_400_000, 1_024_000, None]
+    end_of_counts = table[4].index("scores MB") + len("scores MB")
+    counted = [line[:end_of_counts].split()[3:] for line in table[5:] if line[0] != " "]
+    gflop, moved_mb, scores_mb = zip(*counted, strict=True)
+    assert gflop == ("0.0008", "0.0064", "0.001024", "-")
+    itemsize = getattr(torch, dtype).itemsize
+    moved = [600 * 8 * itemsize + 2800, 600 * 64 * itemsize + 2800, (532 * 32 + 500) * itemsize + 256]
+    assert [row["bytes"] for row in result["rows"]] == [*moved, None]
+    assert [float(mb) for mb in moved_mb[:3]] == pytest.approx([each / 1e6 for each in moved], rel=1e-3)
+    scores = [2 * n * 500 * itemsize for n in (100, 100, 32)]
+    assert [row["scores_bytes"] for row in result["rows"]] == [*scores, None]
+    assert [float(mb) for mb in scores_mb[:3]] == pytest.approx([each / 1e6 for each in scores], rel=1e-3)
+    assert moved_mb[3] == scores_mb[3] == "-"
     assert [row["roof_ms"] for row in result["rows"][:3]] == pytest.approx(roofs, rel=1e-3)
     end = table[4].index("roof") + len("roof")
     shares = [line[end - 9 : end].strip() for line in table[5:]]
