@@ -11,6 +11,11 @@ from vqvae.quantizers import QUANTIZERS
 
 SIZES = {"image_size": 16, "n_hid": 8, "n_init": 8, "n_groups": 3, "n_blk_per_group": 1, "codebook_size": 32}
 OPTIONS = {"gumbel": {}, "vq": {"codebook_dim": 4}, "fsq": {"levels": [8, 4]}, "lfq": {}, "bsq": {}, "ibq": {}}
+PLAIN = {"codebook_dim": 4, "normalise": False, "standardise": False}
+VARIANTS = {kind: (kind, OPTIONS[kind]) for kind in QUANTIZERS} | {
+    "vq, plain": ("vq", PLAIN | {"kmeans_steps": 2}),
+    "vq, gradient": ("vq", PLAIN | {"ema": False, "normalise": True, "rotate": True}),
+}
 # At the paper's gain, what an untrained network makes of different pictures is nearly the same.
 NETWORKS = {"dalle": {"network": "dalle", "post_gain": 1.0}, "conv": {"network": "conv"}}
 
@@ -32,10 +37,11 @@ def make_model(request, make_config) -> Callable[..., DiscreteVAE]:
     return make
 
 
-@pytest.fixture(params=QUANTIZERS)
+@pytest.fixture(params=VARIANTS)
 def quantizer_settings(request) -> dict:
     """The settings of each quantizer in turn."""
-    return {"quantizer": request.param, "quantizer_options": OPTIONS[request.param]}
+    quantizer, options = VARIANTS[request.param]
+    return {"quantizer": quantizer, "quantizer_options": options}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vqvae.kmeans import kmeans
 from vqvae.standardise import Standardise
 from vqvae.vector_quantizer import VectorQuantizer
 
@@ -194,6 +195,126 @@ def test_commitment_loss_by_hand():
     assert quantized.loss.item() == pytest.approx(0.3 * expected, rel=1e-4)
 
 
+def given(normalise: bool, **options) -> VectorQuantizer:
+    """A codebook of 32 codes by gradient, of any length, as other people's checkpoints have it."""
+    quantizer = vq(32, ema=False, normalise=normalise, standardise=False, **options)
+    lengths = torch.linspace(0.2, 3, 32)[:, None]
+    with torch.no_grad():
+        quantizer.embedding.copy_(lengths * torch.randn(32, 4, generator=torch.Generator().manual_seed(5)))
+        quantizer.counts.fill_(1.0)
+    return quantizer
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_codebook_that_is_given(normalise):
+    quantizer = given(normalise).eval()
+    codes, rows = quantizer.embedding.detach().double(), batch(1).movedim(1, -1).reshape(-1, 4).double()
+    if normalise:
+        codes, rows = F.normalize(codes, dim=1), F.normalize(rows, dim=1)
+    expected = brute_force(rows.numpy(), codes.numpy())
+    assert len(np.unique(expected)) > 10
+    indices = quantizer.hard_indices(batch(1))
+    np.testing.assert_array_equal(indices.flatten().numpy(), expected)
+    chosen = codes[expected].float().view(3, 4, 5, 4).movedim(-1, 1)
+    torch.testing.assert_close(quantizer.indices_to_codes(indices), chosen)
+    torch.testing.assert_close(quantizer(batch(1)).z_q, chosen)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_losses_by_gradient(normalise):
+    """|sg(z_e) - e|^2 + beta |z_e - sg(e)|^2, each with its gradient alone, in float64."""
+    quantizer, z_e = given(normalise, commitment=0.3, restart_below=0.0), batch(1).requires_grad_()
+    codes = quantizer.embedding.detach().double().requires_grad_()
+    vectors = batch(1).double().requires_grad_()
+    quantized = quantizer(z_e)
+    rows, chosen = vectors.movedim(1, -1).reshape(-1, 4), codes[quantized.indices.flatten()]
+    if normalise:
+        rows, chosen = rows / rows.norm(dim=1, keepdim=True), chosen / chosen.norm(dim=1, keepdim=True)
+    distance = (rows - chosen).square().sum(dim=1).mean()
+    assert quantized.loss.item() == pytest.approx(1.3 * distance.item(), rel=1e-5)
+    assert quantized.parts["commitment"].item() == pytest.approx(distance.item(), rel=1e-5)
+    of_vectors, of_codes = torch.autograd.grad(quantized.loss, [z_e, quantizer.embedding])
+    expected_of_vectors, expected_of_codes = torch.autograd.grad(distance, [vectors, codes])
+    torch.testing.assert_close(of_vectors.double(), 0.3 * expected_of_vectors, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(of_codes.double(), expected_of_codes, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_decoders_gradient_does_not_reach_the_codes(normalise):
+    quantizer = given(normalise)
+    z_q = quantizer(batch(1).requires_grad_()).z_q
+    assert torch.autograd.grad(z_q.sum(), quantizer.embedding, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": False}, {"ema": False, "normalise": False}, {"normalise": False}])
+def test_dead_codes_restart_in_every_codebook(options):
+    """And count as one vector each, so that a mean is its vector."""
+    quantizer = vq(8, standardise=False, decay=0.5, restart_below=0.2, **options)
+    quantizer(batch())
+    quantizer.counts[[2, 5]] = 0.1
+    before = quantizer.codebook.detach().clone()
+    vectors = batch(1).movedim(1, -1).reshape(-1, 4)
+    vectors = F.normalize(vectors, dim=1) if quantizer.normalise else vectors
+    quantizer._update(vectors, torch.tensor([0, 1, 3, 4, 6, 7]).repeat(len(vectors) // 6))
+    restarted = quantizer.codebook.detach()[[2, 5]]
+    assert quantizer.counts[[2, 5]].tolist() == [1.0, 1.0]
+    assert torch.cdist(restarted, vectors).amin(dim=1).max() < 0.15
+    assert (restarted - before[[2, 5]]).norm(dim=1).min() > 0.15
+    if not quantizer.ema:
+        torch.testing.assert_close(quantizer.codebook[[0, 1, 3, 4, 6, 7]], before[[0, 1, 3, 4, 6, 7]])
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": False}, {"ema": False, "normalise": False}, {"normalise": False}])
+def test_starts_at_the_centres_of_the_first_batch_alone(options):
+    quantizer = vq(8, standardise=False, kmeans_steps=4, decay=1 - 1e-6, restart_below=0.0, **options)
+    vectors = batch().movedim(1, -1).reshape(-1, 4)
+    vectors = F.normalize(vectors, dim=1) if quantizer.normalise else vectors
+    quantizer(batch())
+    started = quantizer.codebook.detach().clone()
+    torch.testing.assert_close(started, kmeans(vectors, 8, 4, spherical=quantizer.normalise), atol=1e-4, rtol=1e-4)
+    quantizer(batch(1))
+    torch.testing.assert_close(quantizer.codebook, started, atol=1e-4, rtol=1e-4)
+
+
+def test_a_weight_average_of_plain_codes_is_among_them():
+    """Of sums and counts each: their quotient is the mean by how often each was chosen."""
+    runs = [vq(8, normalise=False, decay=0.5) for _ in range(2)]
+    for seed, quantizer in enumerate(runs):
+        quantizer(batch(seed))
+    average = copy.deepcopy(runs[0])
+    for name, tensor in average.state_dict().items():
+        tensor.lerp_(runs[1].state_dict()[name], 0.5)
+    shares = [quantizer.counts[:, None] / (2 * average.counts[:, None]) for quantizer in runs]
+    expected = shares[0] * runs[0].codebook + shares[1] * runs[1].codebook
+    torch.testing.assert_close(average.codebook, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"sums", "counts", "standardise.running_mean", "standardise.running_var"}),
+        ({"normalise": False, "standardise": False}, {"sums", "counts"}),
+        ({"ema": False, "standardise": False}, {"embedding", "counts"}),
+    ],
+)
+def test_names_in_a_checkpoint(options, names):
+    quantizer = vq(**options)
+    assert quantizer.state_dict().keys() == names
+    assert [name for name, _ in quantizer.named_parameters()] == ["embedding"] * ("embedding" in names)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_codes_of_a_gradient_codebook_may_restart_before_the_backward_pass(normalise):
+    quantizer = vq(64, ema=False, normalise=normalise, decay=0.5, restart_below=0.9)
+    quantizer(batch())
+    before = quantizer.embedding.detach().clone()
+    quantized = quantizer(batch(1))
+    assert not torch.equal(quantizer.embedding, before)
+    (gradient,) = torch.autograd.grad(quantized.loss, quantizer.embedding)
+    assert gradient.isfinite().all()
+    assert (gradient.norm(dim=1) > 0).sum() == len(quantized.indices.unique())
+
+
 def test_no_schedules():
     assert vq().anneal(1000) == {}
 
@@ -208,20 +329,15 @@ def test_no_schedules():
         ({"decay": math.nan}, "decay is nan"),
         ({"restart_below": 1.0}, r"restart_below is 1.0, expected 0 to less than 1"),
         ({"restart_below": -0.1}, "restart_below is -0.1"),
+        ({"ema": 2}, "ema is 2, expected true or false"),
+        ({"normalise": 0.5}, "normalise is 0.5, expected true or false"),
+        ({"standardise": 0}, "standardise is 0, expected true or false"),
+        ({"rotate": 1}, "rotate is 1, expected true or false"),
+        ({"kmeans_steps": -1}, "kmeans_steps is -1, expected a whole number of at least 0"),
+        ({"kmeans_steps": 2.5}, "kmeans_steps is 2.5, expected a whole number"),
+        ({"kmeans_steps": True}, "kmeans_steps is True, expected a whole number"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         vq(**options)
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-def test_codes_of_a_gradient_codebook_may_restart_before_the_backward_pass(normalise):
-    quantizer = vq(64, ema=False, normalise=normalise, decay=0.5, restart_below=0.9)
-    quantizer(batch())
-    before = quantizer.embedding.detach().clone()
-    quantized = quantizer(batch(1))
-    assert not torch.equal(quantizer.embedding, before)
-    (gradient,) = torch.autograd.grad(quantized.loss, quantizer.embedding)
-    assert gradient.isfinite().all()
-    assert (gradient.norm(dim=1) > 0).sum() == len(quantized.indices.unique())
