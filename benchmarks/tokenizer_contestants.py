@@ -7,24 +7,28 @@ dependencies: they take part where they are installed.
 Legend: B batch, K codebook, h w token grid.
 """
 
-import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
-from unittest import mock
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.peers import import_peer
 from vqvae.config import DiscreteVAEConfig
 from vqvae.losses import RECONSTRUCTION_LOSSES
 from vqvae.model import DiscreteVAE
 
 DOWNSAMPLE_LAYERS = 3  # a code stands for 8x8 pixels
+
+
+NOT_OF_THE_VAE = (  # that DALLE-pytorch imports
+    *("axial_positional_embedding", "omegaconf", "taming", "taming.models", "taming.models.vqgan"),
+    *("rotary_embedding_torch", "pkg_resources", "requests", "g_mlp_pytorch", "regex", "ftfy", "youtokentome"),
+    *("transformers", "webdataset"),
+)
 
 
 class Contestant(Protocol):
@@ -110,7 +114,7 @@ class DallePytorch(nn.Module):
 
     def __init__(self, codebook_size: int, hidden_dim: int) -> None:
         super().__init__()
-        self.model = _dalle_pytorch().DiscreteVAE(
+        self.model = import_peer("dalle_pytorch", NOT_OF_THE_VAE).DiscreteVAE(
             image_size=64,
             num_layers=DOWNSAMPLE_LAYERS,
             num_tokens=codebook_size,
@@ -133,23 +137,6 @@ class DallePytorch(nn.Module):
         return (self.model.decoder(codes) * 0.5 + 0.5).clamp(0, 1)
 
 
-def _dalle_pytorch() -> Any:
-    """The package, installed with --no-deps: what it imports and the DiscreteVAE does not use is stood in for."""
-    unused = ("axial_positional_embedding", "omegaconf", "taming", "taming.models", "taming.models.vqgan")
-    unused += ("rotary_embedding_torch", "pkg_resources", "requests", "g_mlp_pytorch", "regex", "ftfy", "youtokentome")
-    unused += ("transformers", "webdataset")
-    absent = {name: mock.MagicMock() for name in unused if not _is_there(name)}
-    with mock.patch.dict(sys.modules, absent):
-        return importlib.import_module("dalle_pytorch")
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str, Callable[[], Contestant]]:
     """By name, in the order of the table; "ours" and the libraries' first word in the name says whose they are."""
     bits = int(math.log2(codebook_size))
@@ -162,7 +149,7 @@ def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str,
 
     def library(name: str, channels: int, **options: Any) -> Callable[[], Contestant]:
         def make() -> Contestant:
-            quantizer = getattr(importlib.import_module("vector_quantize_pytorch"), name)(**options)
+            quantizer = getattr(import_peer("vector_quantize_pytorch"), name)(**options)
             return LibraryQuantized(autoencoder_config(n_hid, codebook_size, quantizer="vq"), quantizer, channels)
 
         return make
