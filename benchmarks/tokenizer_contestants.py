@@ -158,6 +158,18 @@ def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str,
     entries = {
         "ours: gumbel": ours("gumbel", tau_steps=Ours.schedule_steps, beta=0.1, beta_steps=1000),
         "ours: vq": ours("vq", codebook_dim=16, decay=0.95, restart_below=0.2),
+        "ours: vq, plain codes": ours(
+            "vq", codebook_dim=16, decay=0.95, restart_below=0.2, normalise=False, standardise=False, kmeans_steps=10
+        ),
+        "ours: vq, plain codes by gradient": ours(
+            "vq",
+            codebook_dim=16,
+            restart_below=0.2,
+            ema=False,
+            normalise=False,
+            standardise=False,
+            kmeans_steps=10,
+        ),
         "ours: fsq": ours("fsq", levels=fsq_levels),
         "ours: lfq": ours("lfq"),
         "ours: bsq": ours("bsq"),

@@ -112,15 +112,23 @@ def load(folder: Path, split: str, most: int | None) -> Tensor:
 
 
 def train_and_judge(job: tuple[str, Tensor, Tensor, argparse.Namespace]) -> dict[str, Any] | None:
-    """One contestant from scratch, in a process of its own; None, said aloud, where its package is not there."""
+    """One contestant from scratch, in a process of its own; None, said aloud, where it is not there or fails."""
     name, train, test, args = job
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     try:
-        contestant = contestants(args.n_hid, args.hidden_dim, args.codebook_size)[name]()
-    except ImportError as error:
-        print(f"{name:<42}absent: {error}", flush=True)
+        row = _row(name, train, test, args)
+    except Exception as error:  # one of others may not ruin the run
+        if name.startswith("ours"):
+            raise
+        print(f"{name:<42}absent: {type(error).__name__}: {error}", flush=True)
         return None
+    print(line(row), flush=True)
+    return row
+
+
+def _row(name: str, train: Tensor, test: Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    contestant = contestants(args.n_hid, args.hidden_dim, args.codebook_size)[name]()
     updates = fit(contestant, train, 60 * args.minutes, args)
     contestant.eval()
     with torch.inference_mode():
@@ -129,9 +137,7 @@ def train_and_judge(job: tuple[str, Tensor, Tensor, argparse.Namespace]) -> dict
     use = code_use(torch.bincount(indices.flatten(), minlength=args.codebook_size))
     row = judged(name, test, recon, math.log2(args.codebook_size) / FACTOR**2)
     row |= {"parameters": sum(p.numel() for p in contestant.parameters()), "updates": updates}
-    row |= {"usage": use.codes_used / args.codebook_size, "entropy": use.entropy, "perplexity": use.perplexity}
-    print(line(row), flush=True)
-    return row
+    return row | {"usage": use.codes_used / args.codebook_size, "entropy": use.entropy, "perplexity": use.perplexity}
 
 
 def fit(contestant: Contestant, train: Tensor, seconds: float, args: argparse.Namespace) -> int:
