@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kernels.decode_launch import run_step
 from kernels.jit import check_device
-from kernels.limits import MAX_NEW, check_limits, needs_gradients, refuse_forward_mode
+from kernels.limits import MAX_NEW, check_alike, check_limits, needs_gradients, refuse_forward_mode
 from kernels.patterns import PATTERN_SCHEMA, Pattern
 
 
@@ -42,6 +42,10 @@ def _attention_step(
 ) -> Tensor:
     check_limits(q)
     check_device(q)
+    if q.shape[2] > MAX_NEW:
+        raise ValueError(f"a step by impl='triton' takes at most {MAX_NEW} queries, not {q.shape[2]}")
+    check_alike(q[:, :, :0], k=k[:, :, :0], v=v[:, :, :0])
+    check_alike(k, v=v)
     return run_step(q, k, v, position, prefix_lengths, scale, Pattern(*pattern))
 
 
@@ -65,9 +69,8 @@ def decode_step(
     Raises:
         ValueError: a dtype, head dim, number of queries or device that they do not take, or gradients are needed.
     """
+    check_limits(q)
     refuse_forward_mode(q, k, v)
-    if q.shape[2] > MAX_NEW:
-        raise ValueError(f"a step by impl='triton' takes at most {MAX_NEW} queries, not {q.shape[2]}")
     if needs_gradients(q, k, v):
         raise ValueError("a step by impl='triton' has no gradients: use torch.no_grad() or impl='structured'")
     if isinstance(position, int):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from kernels.flash_launch import Layer, empty_rows, run_backward, run_forward
 from kernels.jit import check_device
-from kernels.limits import check_limits, refuse_forward_mode
+from kernels.limits import check_alike, check_limits, refuse_forward_mode
 from kernels.patterns import PATTERN_SCHEMA, Pattern
 
 _LAYER = f"Tensor? prefix_lengths, float scale, {PATTERN_SCHEMA}"
@@ -40,6 +40,7 @@ def _attention(
     """Returns o (B, H, T, D) and lse (B, H, T)."""
     check_limits(q)
     check_device(q)
+    check_alike(q, k=k, v=v)
     return run_forward(Layer.of(Pattern(*pattern), scale, prefix_lengths), q, k, v)
 
 
@@ -62,6 +63,7 @@ def _attention_backward(
     """Returns dq, dk, dv, each (B, H, T, D)."""
     check_limits(q)
     check_device(q)
+    check_alike(q, k=k, v=v, do=do, o=o)
     return run_backward(Layer.of(Pattern(*pattern), scale, prefix_lengths), do, q, k, v, o, lse)
 
 
@@ -125,6 +127,7 @@ def attention_flash(
         ValueError: a dtype, head dim or device that the kernels do not take.
         RuntimeError: forward-mode derivatives; in the backward pass, second ones; under torch.func.vmap.
     """
+    check_limits(q)
     refuse_forward_mode(q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return _attention(q, k, v, prefix_lengths, scale, *pattern.settings)[0]

@@ -1,7 +1,8 @@
 """Triton kernels of the backward pass; what they do is told in flash.py.
 
-Legend: B batch, H heads, T sequence, D head dim, M queries and N keys of a block; positions count from the start of the
-text or of the image. weights = exp2(scores - lse), the softmax; delta = sum(o do); d in front of a name: gradient.
+Legend: B batch, H heads, T sequence, L text_len, D head dim, M queries and N keys of a block; positions count from the
+start of the text or of the image. weights = exp2(scores - lse), the softmax; delta = sum(o do); d in front of a name:
+gradient.
 """
 
 from typing import Any, NamedTuple
@@ -271,8 +272,9 @@ def key_gradient_kernel(
     """dK and dV of one tile of keys of one head: first the text's tiles, `splits` programs each, then the image's.
 
     Split s of a text tile takes the image queries from s * split_len on; the first takes the text queries as well, and
-    each writes to dk_text and dv_text, Heads of L positions that lie `split_stride` apart. The other tensors are as in
-    the kernel above.
+    each writes a part of its own. dk_text is Heads of the first part, (B, H, L, D); the parts lie `split_stride`
+    elements apart. dk is Heads too, of which the image's rows are written; dv and dv_text are laid out as dk and
+    dk_text are.
     """
     pid = tl.program_id(0)
     program = pid % tiles
@@ -284,7 +286,7 @@ def key_gradient_kernel(
         tile, split = program // splits, program % splits
         first, part = split * split_len, split.to(tl.int64) * split_stride
         dk_part = Heads(dk_text.pointer + part, dk_text.strides)
-        dv_part = Heads(dv_text.pointer + part, dv_text.strides)
+        dv_part = Heads(dv_text + part, dk_text.strides)
         _text_tile(
             _queries_of(q, do, lse, delta, batch, head, 0), image_queries,
             keys_of(k, v, batch, head, 0), keys_of(dk_part, dv_part, batch, head, 0),
@@ -293,6 +295,7 @@ def key_gradient_kernel(
         )  # fmt: skip
     else:
         _image_tile(
-            image_queries, keys_of(k, v, batch, head, text_len), keys_of(dk, dv, batch, head, text_len),
+            image_queries, keys_of(k, v, batch, head, text_len),
+            keys_of(dk, Heads(dv, dk.strides), batch, head, text_len),
             program - text_tiles * splits, image_len, scale, scale_log2, RULE, IMAGE, BLOCK,
         )  # fmt: skip

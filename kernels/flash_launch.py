@@ -155,7 +155,10 @@ def key_gradient_call(
     splits, text_tiles = len(dk_text), triton.cdiv(layer.text_len, launch.block_n)
     tiles = text_tiles * splits + common["IMAGE"].count(layer.image_len, launch.block_n)
     blocks_a_split = triton.cdiv(triton.cdiv(layer.image_len, launch.block_m), splits)
-    arguments = _heads(q=q, k=k, v=v, do=do, dk=dk, dv=dv, dk_text=dk_text[0], dv_text=dv_text[0]) | common | {
+    assert dk.stride() == dv.stride() and dk_text.stride() == dv_text.stride()  # strides take registers
+    arguments = _heads(q=q, k=k, v=v, do=do, dk=dk, dk_text=dk_text[0]) | common | {
+        "dv": dv,
+        "dv_text": dv_text,
         "lse": lse,
         "delta": delta,
         "scale": layer.scale,

@@ -47,13 +47,13 @@ class Call(NamedTuple):
 class AotSpec(NamedTuple):
     """One kernel as its tables launch it, for triton.compile(ASTSource(...)) where there is no GPU.
 
-    `signature` has every argument by name in order, "constexpr" for those of `constexprs`; `label` is a line of the
-    resource table.
+    `signature` has every argument's type by name in order, tuples of types for tuples, "constexpr" for those of
+    `constexprs`; `label` is a line of the resource table.
     """
 
     label: str
     kernel: Any
-    signature: dict[str, str]
+    signature: dict[str, Any]
     constexprs: dict[Any, Any]
     """By name, or by the path of an element of a tuple."""
     num_warps: int

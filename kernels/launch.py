@@ -81,11 +81,7 @@ def store_tuned(launches: dict[str, Launch]) -> Path:
     path = tuned_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        try:
-            kept = _read(path)
-        except ValueError:  # what cannot be read is replaced, as its error says
-            kept = {}
-        merged = {key: launch._asdict() for key, launch in sorted((kept | launches).items())}
+        merged = {key: launch._asdict() for key, launch in sorted((_read(path) | launches).items())}
         beside = path.with_suffix(".tmp")
         beside.write_text(json.dumps(merged, indent=1) + "\n")
         beside.replace(path)
@@ -100,13 +96,15 @@ def _read(path: Path) -> dict[str, Launch]:
         stored = json.loads(path.read_text())
         return {key: _checked(Launch(**fields)) for key, fields in stored.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} holds no launch parameters ({error}); delete it or tune again") from error
+        raise ValueError(
+            f"{path} holds no launch parameters ({error}); delete it, and tune again if you like"
+        ) from error
 
 
 def _checked(launch: Launch) -> Launch:
     """Raises ValueError for parameters that no kernel can be launched with, or that would launch nothing."""
     block_m, block_n, num_warps, num_stages, max_registers = launch
-    if not all(isinstance(value, int) for value in launch):
+    if not all(type(value) is int for value in launch):
         raise ValueError(f"{launch} is not all whole numbers")
     if not all(value >= 1 and value & (value - 1) == 0 for value in (block_m, block_n, num_warps)):
         raise ValueError(f"{launch}: blocks and warps are powers of 2")

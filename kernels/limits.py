@@ -22,6 +22,15 @@ def check_limits(q: Tensor) -> None:
         raise ValueError(f"impl='triton' takes a head dim of at most {MAX_HEAD_DIM}, not {q.shape[-1]}")
 
 
+def check_alike(q: Tensor, **others: Tensor) -> None:
+    """Raises ValueError for a tensor of another shape, dtype or device than q: kernels would read beyond it."""
+    for name, x in others.items():
+        if x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(
+                f"{name} is {x.dtype} {tuple(x.shape)} on {x.device}, expected {q.dtype} {tuple(q.shape)} on {q.device}"
+            )
+
+
 def suits_triton(q: Tensor) -> bool:
     """Whether impl="auto" means the Triton kernels of attention for tensors like q."""
     return q.shape[-1] <= MAX_HEAD_DIM and runs_triton(q)

@@ -169,8 +169,9 @@ def test_strides(new):
         view.copy_(x)
         return view
 
-    q, k, v = strided(q[:, :, 15 : 15 + new]), strided(k), strided(v)
+    q, k, v = strided(q[:, :, 15 : 15 + new]), strided(k), v.contiguous()
     assert k.stride(3) != 1
+    assert k.stride() != v.stride()
     found = attention_step(q, k, v, pattern, 15, impl="triton")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert found.is_contiguous()

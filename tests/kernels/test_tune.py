@@ -83,16 +83,17 @@ def fields(**changed: object) -> str:
     [
         *("", "[]", '{"a": 3}', '{"a": {"block": 3}}', '{"a": {"block_m": 64}}', '{"a": {"block_m": Infinity}}'),
         *(fields(block_m=-64), fields(block_n=48), fields(num_warps=0), fields(num_stages=0), fields(max_registers=-1)),
-        *(fields(block_m="64"), fields(block_n=64.0)),
+        *(fields(block_m="64"), fields(block_n=64.0), fields(num_warps=True)),
     ],
 )
-def test_a_damaged_file_is_named_and_tuning_again_repairs_it(content):
+def test_a_damaged_file_is_named_and_left_alone(content):
     tuned_path().parent.mkdir()
     tuned_path().write_text(content)
-    with pytest.raises(ValueError, match=r"launch-parameters.json holds no launch parameters .* or tune again"):
+    with pytest.raises(ValueError, match=r"launch-parameters.json holds no launch parameters .*; delete it"):
         found()
-    store_tuned({tuning_key("a GPU", "forward", torch.bfloat16, 64, "row"): Launch(64, 32, 4, 2)})
-    assert found() == Launch(64, 32, 4, 2)
+    with pytest.raises(ValueError, match=r"launch-parameters.json holds no launch parameters"):
+        store_tuned({tuning_key("a GPU", "forward", torch.bfloat16, 64, "row"): Launch(64, 32, 4, 2)})
+    assert tuned_path().read_text() == content
 
 
 def test_a_launch_on_trial_comes_before_the_table():
