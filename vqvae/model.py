@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_files import CONFIG, load_config, load_weights, save_folder
 from vqvae.config import DiscreteVAEConfig
+from vqvae.indices import check_indices
 from vqvae.networks import NETWORKS
 from vqvae.pixels import PIXEL_SPACES
 from vqvae.quantizer import Quantized
@@ -84,14 +85,7 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
         """indices (B, h, w) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
-        if indices.ndim != 3 or indices.dtype != torch.int64:
-            raise ValueError(
-                f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, expected (B, h, w) int64"
-            )
-        if indices.numel() and not (indices.min() >= 0 and indices.max() < self.codebook_size):
-            raise ValueError(
-                f"indices run from {int(indices.min())} to {int(indices.max())}, expected 0 to {self.codebook_size - 1}"
-            )
+        check_indices(indices, self.codebook_size)
         return self.reconstruction(
             self.decoder.after_input(self.quantizer.indices_into(indices, self.decoder.input_conv))
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.nearest import nearest_code
 from model_files import CONFIG, load_config, load_weights, save_folder
+from vqvae.indices import check_indices
 from vqvae.kmeans import kmeans
 
 KIND = "palette"
@@ -83,14 +84,7 @@ class Palette(nn.Module):
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
         """indices (B, H, W) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
-        if indices.ndim != 3 or indices.dtype != torch.int64:
-            raise ValueError(
-                f"indices have shape {tuple(indices.shape)} and dtype {indices.dtype}, expected (B, h, w) int64"
-            )
-        if indices.numel() and not (indices.min() >= 0 and indices.max() < self.codebook_size):
-            raise ValueError(
-                f"indices run from {int(indices.min())} to {int(indices.max())}, expected 0 to {self.codebook_size - 1}"
-            )
+        check_indices(indices, self.codebook_size)
         return F.embedding(indices, self.colours).movedim(-1, 1).contiguous()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -64,7 +64,7 @@ class TorchFile:
                 self._stream.seek(0)
                 self._storages = _Zip(self._stream) if is_zip else _Legacy(self._stream)
                 self.root: Any = self._storages.root
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no `with` closes a file that was not opened to its end
             self._stream.close()
             raise
 
