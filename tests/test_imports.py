@@ -13,15 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "pipeline", "encoding")
+LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "muon", "pipeline", "encoding")
 HELPERS = ("grids", "cli", "callbacks", "metrics")
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
     "data": (),
     "model_files": (),
-    "vqvae": ("kernels.nearest", "model_files"),
-    "transformer": ("kernels", "model_files"),
+    "muon": (),
+    "vqvae": ("kernels.nearest", "model_files", "muon"),
+    "transformer": ("kernels", "model_files", "muon"),
     "pipeline": ("vqvae", "transformer", "data"),
     "encoding": ("data", "pipeline"),
     "grids": (),

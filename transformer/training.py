@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
+from muon import MuonAdamW
 from transformer.config import PriorConfig
 from transformer.embeddings import null_captions
 from transformer.losses import PriorLoss, prior_loss
 from transformer.model import Prior
-from transformer.muon import MuonAdamW
 from transformer.noise import splitmix64
 from transformer.schedules import cosine_factor, warmup_factor
 

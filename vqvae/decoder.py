@@ -29,7 +29,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DiscreteVAEConfig, n_in: int, n_maps: int) -> None:
         super().__init__()
-        widths = [config.n_hid * 2**g for g in reversed(range(config.n_groups))]
+        widths = config.widths[::-1]
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=conv(n_in, config.n_init, 1))
         for g, width in enumerate(widths):
             n_group_in = config.n_init if g == 0 else widths[g - 1]

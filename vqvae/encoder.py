@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: DiscreteVAEConfig, n_out: int) -> None:
         super().__init__()
-        widths = [config.n_hid * 2**g for g in range(config.n_groups)]
+        widths = config.widths
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=conv(3, config.n_hid, 7))
         for g, width in enumerate(widths):
             n_in = widths[max(g - 1, 0)]

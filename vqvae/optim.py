@@ -1,7 +1,13 @@
-"""The tokenizer's optimiser, as settings."""
+"""The tokenizer's optimiser: its settings, and what it is made of."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch.nn as nn
+from torch.optim import AdamW, Optimizer
+
+from muon import MuonAdamW
+from vqvae.model import DiscreteVAE
 from vqvae.schedules import cosine
 
 
@@ -10,9 +16,14 @@ class TokenizerOptim:
     """AdamW with a cosine step size from `lr` to `min_lr` over `decay_steps` updates (None: the whole run).
 
     The paper's values are the defaults; its batch is 512 and its run 3,000,000 updates long.
+
+    Attributes:
+        muon_lr: where given, the convolutions between the first and the last of encoder and decoder are trained by Muon
+            at this step size, on the same schedule: in the same minutes, one to two dB more (docs/log.md).
     """
 
     lr: float = 1e-4
+    muon_lr: float | None = None
     min_lr: float = 1.25e-6
     decay_steps: int | None = 1_200_000
     warmup_steps: int = 0
@@ -23,6 +34,8 @@ class TokenizerOptim:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}, expected more than 0")
+        if self.muon_lr is not None and not self.muon_lr > 0:
+            raise ValueError(f"muon_lr is {self.muon_lr}, expected more than 0")
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr is {self.min_lr} and lr {self.lr}, expected 0 <= min_lr <= lr")
         if self.decay_steps is not None and self.decay_steps < 1:
@@ -31,9 +44,24 @@ class TokenizerOptim:
             raise ValueError(f"warmup_steps is {self.warmup_steps}, expected at least 0")
 
     def lr_at(self, step: int, run_steps: int) -> float:
-        """Step size of update `step`, counted from 0, in a run of `run_steps` updates.
+        """Step size of update `step`, counted from 0, in a run of `run_steps` updates; Muon's is in proportion.
 
         The cosine runs from the first update on; over the first `warmup_steps` it is scaled up linearly.
         """
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         return warmup * cosine(step, self.lr, self.min_lr, self.decay_steps or run_steps)
+
+
+def make_optimizer(model: DiscreteVAE, config: TokenizerOptim) -> Optimizer:
+    options: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
+    if config.muon_lr is None:
+        return AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **options)
+    # What borders on pixels or codes is an embedding or a head, which is not what Muon is for.
+    ends = (model.encoder.output_conv, model.decoder.input_conv, model.decoder.output_conv)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels != 3]
+    kernels = [layer.weight for layer in layers if layer not in ends]
+    taken = {id(weight) for weight in kernels}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    muon = {"params": kernels, "lr": config.muon_lr, "weight_decay": config.weight_decay}
+    adamw = {"params": others, "lr": config.lr, "weight_decay": config.weight_decay}
+    return MuonAdamW(muon, [adamw], **options)

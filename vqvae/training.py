@@ -22,7 +22,7 @@ from vqvae.discriminator import adaptive_weight
 from vqvae.losses import RECONSTRUCTION_LOSSES, codebook_health, count_codes
 from vqvae.lpips import SMALLEST_SIDE
 from vqvae.model import DiscreteVAE
-from vqvae.optim import TokenizerOptim
+from vqvae.optim import TokenizerOptim, make_optimizer
 from vqvae.seeding import seeded
 
 
@@ -91,7 +91,7 @@ class TokenizerSystem(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.log_dict({f"train/{k}": v for k, v in self.model.quantizer.anneal(self.global_step).items()})
-        self.log("lr", self._generator_optimizer().param_groups[0]["lr"])
+        self.log("lr", self._generator_optimizer().param_groups[-1]["lr"])  # AdamW's
 
     def _generator_optimizer(self) -> LightningOptimizer:
         return self.optimizers() if self.adversary is None else self.optimizers()[0]
@@ -197,9 +197,7 @@ class TokenizerSystem(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optim = self.optim
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
-        )
+        optimizer = make_optimizer(self.model, optim)
         run_steps = self.trainer.estimated_stepping_batches
         if optim.decay_steps is None and not math.isfinite(run_steps):
             raise ValueError("decay_steps is none and the run has no end: set it, max_steps or max_epochs")

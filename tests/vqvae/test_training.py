@@ -161,6 +161,12 @@ def test_schedules_count_updates_not_batches(make_system, fit):
     assert watch.lr == pytest.approx([3e-3, 2e-3])
 
 
+def test_muons_step_size_follows_the_schedule_in_proportion(make_system, fit):
+    system = make_system(optim=TokenizerOptim(lr=1e-3, muon_lr=4e-3, min_lr=5e-4, decay_steps=2))
+    by_muon, by_adamw = fit(system, max_epochs=1).optimizers[0].param_groups
+    assert (by_muon["lr"], by_adamw["lr"]) == pytest.approx((2e-3, 5e-4))
+
+
 def test_the_papers_optimiser_is_the_default(make_config, fit):
     system = TokenizerSystem(make_config())
     group = fit(system, max_steps=1).optimizers[0].param_groups[0]
@@ -172,9 +178,10 @@ def test_the_papers_optimiser_is_the_default(make_config, fit):
 
 
 @BOTH
-def test_resuming_gives_the_uninterrupted_run(make_system, fit, tmp_path, quantizer):
+@pytest.mark.parametrize("muon_lr", [None, 3e-3])
+def test_resuming_gives_the_uninterrupted_run(make_system, fit, tmp_path, quantizer, muon_lr):
     """Noise, restarts and schedules included, although other random numbers are drawn in between."""
-    optim = TokenizerOptim(lr=1e-3, min_lr=1e-4, decay_steps=9)
+    optim = TokenizerOptim(lr=1e-3, muon_lr=muon_lr, min_lr=1e-4, decay_steps=9)
     whole, first, second = (make_system(quantizer, optim) for _ in range(3))
     fit(whole, max_epochs=3)
     fit(first, max_epochs=1).save_checkpoint(tmp_path / "one.ckpt")

@@ -1,9 +1,10 @@
-"""Muon for the matrices of the blocks, AdamW for all else, as one optimiser.
+"""Muon for matrices and convolutions in the middle of a network, AdamW for all else, as one optimiser.
 
 Muon (https://kellerjordan.github.io/posts/muon/) takes the momentum of a weight matrix to the nearest orthogonal one,
-so that every direction is learnt at the same pace; tables, heads, gains and biases are not what it is for. Its steps
-are scaled as in https://arxiv.org/abs/2502.16982, section 2.2: the root mean square of an update is 0.2 times the step
-size whatever the shape, which is about what AdamW does at the same step size.
+so that every direction is learnt at the same pace; tables, heads, gains and biases are not what it is for. To it, the
+weight of a convolution is a matrix with a row for each channel that comes out. Steps are scaled as in
+https://arxiv.org/abs/2502.16982, section 2.2: the root mean square of an update is 0.2 times the step size whatever the
+shape, which is about what AdamW does at the same step size.
 
 Against torch.optim.Muon, which takes one matrix after the other, the matrices of one shape are multiplied together: at
 the size of the demo's prior, two cores then take half the time.
@@ -41,12 +42,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, orthogonalised; decoupled weight decay. Shapes: parameters (N, M). Takes no closure."""
+    """Nesterov momentum, orthogonalised; decoupled weight decay. Takes no closure.
+
+    Parameters are (N, M) or (N, ...), then taken as (N, product of the rest); raises ValueError where one is a vector.
+    """
 
     def __init__(
         self, params: list[Group], lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
+            if weight.ndim < 2:
+                raise ValueError(f"Muon got a parameter of shape {tuple(weight.shape)}, expected 2 dimensions or more")
 
     @torch.no_grad()
     def step(self) -> None:
@@ -58,10 +65,11 @@ class Muon(Optimizer):
         averages = [self._average(weight) for weight in weights]
         gradients = [weight.grad for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        updates = orthogonalise(torch.stack(torch._foreach_lerp(gradients, averages, momentum)))
+        momenta = torch.stack(torch._foreach_lerp(gradients, averages, momentum))
+        updates = orthogonalise(momenta.flatten(start_dim=2))
         updates *= 0.2 * math.sqrt(max(updates.shape[1:]))  # root mean square 0.2
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        torch._foreach_add_(weights, list(updates.to(weights[0].dtype)), alpha=-lr)
+        torch._foreach_add_(weights, list(updates.reshape(momenta.shape).to(weights[0].dtype)), alpha=-lr)
 
     def _average(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -85,7 +93,7 @@ class MuonAdamW(Optimizer):
     """Muon on the first group of parameters, AdamW on the others: one step, one state dict, one schedule.
 
     Args:
-        matrices: parameters (N, M), with the step size `lr` and the `weight_decay` of their own.
+        matrices: parameters of Muon, with the step size `lr` and the `weight_decay` of their own.
         groups: of AdamW, with `lr` and `weight_decay` each.
         betas, eps: of AdamW.
     """
