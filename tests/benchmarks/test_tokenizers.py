@@ -27,10 +27,10 @@ def photos(tmp_path_factory):
 
 def test_it_runs(photos, tmp_path, capfd):
     out = tmp_path / "out.json"
-    tokenizers.main(["--data", str(photos), "--quick", "--only", "ours: fsq", "--out", str(out)])
+    tokenizers.main(["--data", str(photos), "--quick", "--only", "ours: lfq", "--out", str(out)])
     result = json.loads(out.read_text())
     rows = {row["name"]: row for row in result["rows"]}
-    ours = rows["ours: fsq"]
+    ours = rows["ours: lfq"]
     assert ours["bits_per_pixel"] == pytest.approx(10 / 64, rel=1e-3)
     assert ours["updates"] > 0
     assert 0 < ours["usage"] <= 1
@@ -68,11 +68,12 @@ def test_goals_by_hand():
         return {"name": name, "mse": mse, "psnr": {"value": -10 * math.log10(mse)}, "usage": usage}
 
     rows = [row("ours: a", 0.01, 0.9), row("ours: b", 0.02), row("dalle-pytorch: x", 0.04)]
-    rows += [row("vqp: a", 0.1), row("vqp: b", 0.02)]
+    rows += [row("dalle-pytorch: y", 0.05), row("vqp: a", 0.1), row("vqp: b", 0.02), row("vqp by Muon: b", 0.005)]
     assert tokenizers.goals(rows) == {
         "usage": 0.9,
         "error over DALLE-pytorch": pytest.approx(0.25),
         "dB over the best library variant": pytest.approx(10 * math.log10(2)),
+        "dB over the best library variant by Muon too": pytest.approx(-10 * math.log10(2)),
     }
 
 
