@@ -1,13 +1,14 @@
-"""Measure a tokenizer on pictures it has not seen.
+"""Measure a tokenizer, best on pictures it has not seen.
 
-    python evaluate.py tokenizer --model runs/my-tokenizer --data pictures --split test --out runs/my-tokenizer/test
+    python evaluate.py tokenizer --model runs/my-tokenizer --data pictures --split val --out runs/my-tokenizer/val
     python evaluate.py tokenizer --model runs/palette --drawings.count 200 --drawings.size 64 --out report
     python evaluate.py tokenizer --model runs/my-tokenizer --data pictures --out report \\
         --lpips weights/lpips --inception default_1.pt
 
 PSNR, SSIM, LPIPS (with weights: vqvae/lpips.py), rFID and KID (with the Inception network: metrics.py), the use of the
 codes, bits a pixel and pictures a second. OUT gets report.json and worst.png: pairs of picture and reconstruction, the
-largest error first. Every figure is of the same N pictures, their middle squares at the tokenizer's size.
+largest error first. Every figure is of the same N pictures, their middle squares at the tokenizer's size. PSNR is the
+mean of the pictures' own, which is no less than that of the mean error over all, as training logs it.
 """
 
 import json
@@ -30,6 +31,7 @@ from data.opening import check_drawn_large_enough, check_one_given, open_picture
 from data.settings import Loading
 from data.shapes import ShapesConfig
 from data.source import Source
+from data.split import split_by_key
 from data.transforms import evaluation_crop
 from grids import reconstruction_grid, save_png
 from metrics import (
@@ -44,11 +46,12 @@ from metrics import (
 )
 from pipeline import ImageTokenizer, fingerprint, to_pil_images, usable_device
 from vqvae.folders import load_image_tokenizer
-from vqvae.lpips import LPIPS
+from vqvae.lpips import LPIPS, SMALLEST_SIDE
 
 FRECHET_RESAMPLES = 20
 WORST = 32  # pictures in worst.png
 REPORT, PICTURES = "report.json", "worst.png"
+SSIM_SIDE = 6  # pixels that its window needs at least
 
 
 class _Chosen(Dataset):
@@ -85,6 +88,9 @@ def parse(args: list[str]) -> Namespace:
     tokenizer.add_argument("--data", type=str | None, help="a folder of pictures")
     tokenizer.add_argument("--drawings", type=ShapesConfig | None, help="the built-in ones: --drawings.count 200, ...")
     tokenizer.add_argument("--split", type=str | None, help="only what the data calls so: train, val or test")
+    tokenizer.add_argument(
+        "--val_fraction", type=float, default=Loading.val_fraction, help="as in training, where the data has no splits"
+    )
     tokenizer.add_argument("--count", type=int | None, help="at most so many pictures, evenly spread")
     tokenizer.add_argument("--out", type=str, required=True, help="folder for the report")
     tokenizer.add_argument("--lpips", type=str | None, help="folder of converted LPIPS weights")
@@ -116,17 +122,22 @@ def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
     model = load_image_tokenizer(cli.model_folder(options.model)).to(device)
     size = model.config.image_size
     check_drawn_large_enough(options.drawings, size)
+    if size < (least := SSIM_SIDE if options.lpips is None else SMALLEST_SIDE):
+        raise ValueError(f"the tokenizer's pictures have {size} pixels a side, these measures need at least {least}")
+    out = Path(options.out).absolute()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{options.out} is a file, expected a folder for the report")
     lpips = None if options.lpips is None else LPIPS.from_pretrained(options.lpips, options.lpips_net).to(device)
     inception = None if options.inception is None else InceptionFeatures(options.inception).to(device)
-    out = Path(options.out)
     loading = Loading(
         batch_size=options.batch_size,
         workers=options.workers,
         max_rejected=options.max_rejected,
+        val_fraction=options.val_fraction,
         report=str(out.with_name(f"{out.name}-rejects.json")) if options.data else None,
     )
     source = open_pictures(options.data, options.drawings, loading, need_captions=False)
-    rows = choose(source, options.split, options.count)
+    rows = choose(source, options.split, options.count, options.val_fraction)
     loader = DataLoader(
         _Chosen(source, rows, size), batch_size=options.batch_size, num_workers=options.workers
     )  # fmt: skip
@@ -146,7 +157,8 @@ def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
         for i in worst
     ]
     images = torch.stack([evaluation_crop(source.image(rows[i]), size) for i in worst])
-    recon = torch.cat([model.decode(model.encode(part.to(device))) for part in images.split(options.batch_size)])
+    parts = images.to(device).split(options.batch_size)
+    recon = torch.cat([_coded(model, part, options.bf16)[1] for part in parts])
     save_png(reconstruction_grid(to_pil_images(images), to_pil_images(recon)), out / PICTURES)
     beside = out / f".{REPORT}.part"
     beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -156,15 +168,21 @@ def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
     return report
 
 
-def choose(source: Source, split: str | None, count: int | None) -> list[int]:
-    """Numbers of the pictures to measure. Raises ValueError where there are none, or fewer than two."""
+def choose(source: Source, split: str | None, count: int | None, val_fraction: float) -> list[int]:
+    """Numbers of the pictures to measure; the splits are those of training, which may have held some back by key.
+
+    Raises ValueError where there are none, or fewer than two.
+    """
     if split not in (None, "train", "val", "test"):
         raise ValueError(f"split is {split!r}, expected train, val or test")
     if count is not None and count < 2:
         raise ValueError(f"count is {count}, expected at least 2")
-    rows = [i for i in range(len(source)) if split is None or source.split(i) == split]
+    train, val = split_by_key(source, val_fraction)
+    splits = {"train": train, "val": val, "test": sorted(set(range(len(source))) - {*train, *val})}
+    rows = list(range(len(source))) if split is None else splits[split]
     if len(rows) < 2:
-        raise ValueError(f"{len(rows)} pictures{f' of split {split}' if split else ''}, expected at least 2")
+        there = ", ".join(f"{len(of)} of {name}" for name, of in splits.items())
+        raise ValueError(f"{len(rows)} pictures{f' of split {split}' if split else ''} ({there}), expected at least 2")
     if count is not None and count < len(rows):
         rows = [rows[i * len(rows) // count] for i in range(count)]
     return rows
@@ -186,12 +204,8 @@ def measure(
     seconds: list[tuple[float, float, int]] = []
     for batch in batches:
         images = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            start = _now(device)
-            indices = model.encode(images)
-            between = _now(device)
-            recon = model.decode(indices)
-            seconds.append((between - start, _now(device) - between, len(images)))
+        indices, recon, taken = _coded(model, images, bf16)
+        seconds.append((*taken, len(images)))
         counts += torch.bincount(indices.flatten().cpu(), minlength=len(counts))
         # What is shown is an 8-bit picture.
         recon = (recon.float().clamp(0, 1) * 255).round() / 255
@@ -209,6 +223,17 @@ def measure(
         counts,
         *(sum(row[i] for row in timed) for i in (0, 1, 2)),
     )
+
+
+def _coded(model: ImageTokenizer, images: Tensor, bf16: bool) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """Indices, reconstructions, and the seconds that encoding and decoding took."""
+    device = images.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        start = _now(device)
+        indices = model.encode(images)
+        between = _now(device)
+        recon = model.decode(indices)
+        return indices, recon, (between - start, _now(device) - between)
 
 
 def _now(device: torch.device) -> float:
@@ -252,7 +277,8 @@ LINES = {
 
 def table(report: dict[str, Any]) -> str:
     """The report for people."""
-    lines = [f"{report['pictures']:,} pictures of {report['image_size']} pixels, intervals of 95 %"]
+    which = f"split {report['split']}" if report["split"] else "every split, what it was trained on too"
+    lines = [f"{report['pictures']:,} pictures of {report['image_size']} pixels ({which}), intervals of 95 %"]
     for name, (label, unit, digits) in LINES.items():
         if name in report:
             value, low, high = Interval(**report[name])

@@ -4,8 +4,9 @@
     python fit_palette.py --drawings.count 2000 --drawings.size 32 --codebook_size 64 --out runs/palette
     python train.py prior fit --config small --data.folder pictures --tokenizer runs/palette --run runs/pixel-prior
 
-The pictures' middle squares are made `image_size` pixels wide, and k-means finds `codebook_size` colours among their
-pixels. The prior's sequence is as long as a picture has pixels: 1,024 at the default of 32.
+Of the pictures that a training would see, the middle squares are made `image_size` pixels wide, and k-means finds
+`codebook_size` colours among their pixels. The prior's sequence is as long as a picture has pixels: 1,024 at the
+default of 32.
 """
 
 import logging
@@ -20,6 +21,7 @@ import cli
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
 from data.settings import Loading
 from data.shapes import ShapesConfig
+from data.split import split_by_key
 from data.transforms import evaluation_crop
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
 
@@ -35,6 +37,9 @@ def parse(args: list[str]) -> Namespace:
     parser.add_argument("--image_size", type=int, default=32, help="side of the pictures, in pixels and in tokens")
     parser.add_argument("--codebook_size", type=int, default=512, help="colours")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--val_fraction", type=float, default=Loading.val_fraction, help="held back where the data has no splits"
+    )
     parser.add_argument(
         "--max_rejected", type=float, default=0.05, help="largest part of a folder that may be unusable"
     )
@@ -53,11 +58,15 @@ def fit_palette(args: list[str]) -> None:
         raise ValueError(f"{options.out} exists already: name another --out")
     check_drawn_large_enough(options.drawings, config.image_size)
     loading = Loading(
-        max_rejected=options.max_rejected, report=f"{options.out}-rejects.json" if options.folder else None
+        max_rejected=options.max_rejected,
+        val_fraction=options.val_fraction,
+        report=f"{options.out}-rejects.json" if options.folder else None,
     )
     source = open_pictures(options.folder, options.drawings, loading, need_captions=False)
     start = time.perf_counter()
-    train = [i for i in range(len(source)) if source.split(i) != "val"]
+    train, _ = split_by_key(source, options.val_fraction)
+    if not train:
+        raise ValueError(f"{options.folder or 'the drawings'}: no pictures to fit on, all are held back")
     pictures = (evaluation_crop(source.image(i), config.image_size) for i in tqdm(train, "read", disable=None))
     pixels = sample_pixels(pictures, max(1, PIXELS // max(len(train), 1)), options.seed)
     palette = Palette.fit(config, pixels, seed=options.seed)

@@ -1,7 +1,9 @@
-"""Draws a result of benchmarks/tokenizers.py: distortion over rate, one point a contestant."""
+"""Shows a result of benchmarks/tokenizers.py: distortion over rate, one point a contestant; and as Markdown tables."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -12,9 +14,35 @@ MARKERS = {"ours": "o", "dalle-pytorch": "s", "vqp": "^", "palette": "D"}
 CODECS = ("JPEG", "WEBP")
 
 
+SHOWN = ("JPEG quality 10", "JPEG quality 40", "WEBP quality 0", "WEBP quality 10", "WEBP quality 40")
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Learnt tokenizers, best first; then palettes and picture formats."""
+    learnt = sorted((row for row in rows if "updates" in row), key=lambda row: -row["psnr"]["value"])
+    lines = ["| tokenizer | PSNR, dB (95 %) | SSIM | codes used | perplexity | parameters | updates |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in learnt:
+        value, low, high = (row["psnr"][name] for name in ("value", "low", "high"))
+        lines.append(
+            f"| {row['name']} | {value:.2f} ({low:.2f} to {high:.2f}) | {row['ssim']:.3f} | {row['usage']:.1%} "
+            f"| {row['perplexity']:.0f} | {row['parameters'] / 1e6:.2f} M | {row['updates']:,} |"
+        )
+    lines += ["", "| | bits a pixel | PSNR, dB | SSIM |", "|---|---|---|---|"]
+    for row in rows:
+        if row["name"] in SHOWN or row["name"].startswith("palette") or row["name"].endswith("equal bytes"):
+            over = (
+                f" ({row['too_large']:.0%} of the files larger: no less is to be had)" if row.get("too_large") else ""
+            )
+            rate, value = row["bits_per_pixel"], row["psnr"]["value"]
+            lines.append(f"| {row['name']}{over} | {rate:.3f} | {value:.2f} | {row['ssim']:.3f} |")
+    return "\n".join(lines)
+
+
 def plot(result: Path, png: Path) -> None:
-    """Writes `png`, beside its place and then renamed."""
+    """Writes `png`, beside its place and then renamed, and prints the tables."""
     rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
+    print(tables(rows))
     figure, (whole, near) = plt.subplots(1, 2, figsize=(11, 4.5))
     for axes in (whole, near):
         for codec in CODECS:

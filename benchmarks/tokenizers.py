@@ -95,7 +95,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help="contestants that have this in their name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a second of training each on 16 pictures: no measure")
-    parser.add_argument("--plot", nargs=2, type=Path, metavar=("JSON", "PNG"), help="draw a result and do nothing else")
+    parser.add_argument(
+        "--plot",
+        nargs=2,
+        type=Path,
+        metavar=("JSON", "PNG"),
+        help="draw a result, print its tables, and do nothing else",
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     args = parser.parse_args(argv)
     if args.plot is None and args.data is None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from data.split import split_by_key
 from evaluate import choose, evaluate
 from tests.test_metrics import Means
 from vqvae.config import DiscreteVAEConfig
@@ -78,7 +79,9 @@ def test_all_figures(pictures, palette, judges, tmp_path, capsys):
     assert worst[0] == pytest.approx(-10 * math.log10(error), abs=0.3)  # resized a little otherwise
     assert Image.open(out / "worst.png").width > 8 * 32
     said = capsys.readouterr().out
-    for label in ("20 pictures of 32 pixels", "PSNR", "SSIM", "LPIPS", "rFID", "KID x 1000", "codes used", "rate"):
+    assert "20 pictures of 32 pixels (every split, what it was trained on too)" in said
+    assert "20 pictures of 32 pixels (every split, what it was trained on too)" in said
+    for label in ("PSNR", "SSIM", "LPIPS", "rFID", "KID x 1000", "codes used", "rate"):
         assert label in said
 
 
@@ -108,16 +111,25 @@ def test_the_choice_of_pictures():
         def split(self, index: int) -> str | None:
             return "test" if index % 2 else None
 
-    assert choose(Source(), "test", None) == [1, 3, 5, 7, 9]
-    assert choose(Source(), None, 5) == [0, 2, 4, 6, 8]
-    assert choose(Source(), "test", 99) == [1, 3, 5, 7, 9]
+        def key(self, index: int) -> str:
+            return str(index)
+
+    assert choose(Source(), "test", None, 0.1) == [1, 3, 5, 7, 9]
+    assert choose(Source(), None, 5, 0.1) == [0, 2, 4, 6, 8]
+    assert choose(Source(), "test", 99, 0.1) == [1, 3, 5, 7, 9]
+    held_back = choose(Source(), "val", None, 0.5)
+    assert held_back == split_by_key(Source(), 0.5)[1]
+    assert choose(Source(), "train", None, 0.5) == sorted({0, 2, 4, 6, 8} - {*held_back})
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         ([], "exactly one of data, drawings; got none"),
-        (["--data={pictures}", "--split=val"], "0 pictures of split val, expected at least 2"),
+        (
+            ["--data={pictures}", "--split=val"],
+            r"0 pictures of split val \(12 of train, 0 of val, 8 of test\)",
+        ),
         (["--data={pictures}", "--split=dev"], "split is 'dev', expected train, val or test"),
         (["--data={pictures}", "--count=1"], "count is 1, expected at least 2"),
         (["--data={pictures}", "--lpips=nowhere"], r"no file nowhere/lpips-alex.safetensors"),
@@ -131,6 +143,26 @@ def test_mistakes_leave_nothing(pictures, palette, tmp_path, args, said):
     with pytest.raises(ValueError, match=said):
         evaluate(["tokenizer", f"--model={palette}", f"--out={tmp_path / 'out'}", *args])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_too_small_or_in_the_way(pictures, palette, judges, tmp_path):
+    Palette(PaletteConfig(image_size=5, codebook_size=4)).save_pretrained(tmp_path / "five")
+    Palette(PaletteConfig(image_size=16, codebook_size=4)).save_pretrained(tmp_path / "sixteen")
+    (tmp_path / "file").write_text("x")
+    for args, said in (
+        ([f"--model={tmp_path / 'five'}", f"--out={tmp_path / 'out'}"], "have 5 pixels a side, these .* at least 6"),
+        ([f"--model={tmp_path / 'sixteen'}", f"--out={tmp_path / 'out'}", judges[0]], "16 pixels .* at least 32"),
+        ([f"--model={palette}", f"--out={tmp_path / 'file'}"], "file is a file, expected a folder"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate(["tokenizer", f"--data={pictures}", *args])
+
+
+def test_the_folder_one_stands_in(pictures, palette, tmp_path, monkeypatch):
+    (tmp_path / "report").mkdir()
+    monkeypatch.chdir(tmp_path / "report")
+    evaluate(["tokenizer", f"--model={palette}", f"--data={pictures}", "--split=test", "--out=."])
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"report.json", "worst.png", "report-rejects.json"}
 
 
 def test_a_model_that_is_not_there(pictures, tmp_path):

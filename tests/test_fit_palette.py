@@ -18,7 +18,7 @@ def test_the_prior_learns_and_draws_pixels(tmp_path, capsys):
     """From drawings to a palette, codes, a prior and a picture, each by its script, as with any tokenizer."""
     palette, codes = tmp_path / "palette", tmp_path / "codes"
     fit_palette([*DRAWINGS, "--image_size=8", "--codebook_size=16", f"--out={palette}"])
-    assert "16 colours of 2,5" in capsys.readouterr().out  # 64 pixels each of 40 pictures, less those held out
+    assert "16 colours of 2,496" in capsys.readouterr().out  # 64 pixels each of 40 pictures but one, which is held out
     encode(["--tokenizer", str(palette), *DRAWINGS, f"--out={codes}", "--workers=0"])
     for name, source in {"codes": [f"--data.codes={codes}", "--data.drawings=null"], "pictures": []}.items():
         run = fit("prior", tmp_path / name, f"--tokenizer={palette}", *source)

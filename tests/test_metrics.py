@@ -77,21 +77,33 @@ def test_the_interval_of_the_frechet_distance():
     assert all(math.isnan(x) for x in frechet_interval(features, recon, resamples=0)[1:])
 
 
-def test_the_kernel_distance():
+def test_the_kernel_distance_is_the_formula(monkeypatch):
+    """The unbiased MMD^2 with the kernel (x.y / D + 1)^3, without i = j in any of its parts; by pieces of rows."""
+    monkeypatch.setattr("metrics.KID_ROWS", 70)
+    features, noise = torch.randn(2, 300, 6, generator=torch.Generator().manual_seed(0))
+    recon = features + 0.3 * noise + 0.5
+    x, y = features.double(), recon.double()
+    kernels = [(a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y), (y, x))]
+    xx, yy, xy, yx = (k.fill_diagonal_(0).sum() / (300 * 299) for k in kernels)
+    assert kernel_distance(features, recon).value == pytest.approx(1000 * (xx + yy - xy - yx).item(), rel=1e-9)
+
+
+def test_the_kernel_distance_of_pairs_has_no_bias_and_an_honest_interval():
+    """Of 200 sets of pairs that depend on each other: the mean is that of independent sets, the intervals hold it."""
     generator = torch.Generator().manual_seed(0)
-    features, same, other = (torch.randn(300, 6, generator=generator) for _ in range(3))
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    near, far = kernel_distance(features, same), kernel_distance(features, other + 0.5)
-    assert torch.equal(torch.rand(3), expected), "the random numbers of others go on"
-    assert near.low < 0 < near.high or abs(near.value) < 20
-    assert far.low > near.high
-    # The whole sets are one subset, so it is the formula: the unbiased MMD^2 with the kernel (x.y / D + 1)^3.
-    x, y = features.double(), (other + 0.5).double()
-    k_xx, k_yy, k_xy = ((a @ b.T / 6 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    expected = sum((k.sum() - k.diag().sum()) / (300 * 299) for k in (k_xx, k_yy)) - 2 * k_xy.mean()
-    assert far.value == pytest.approx(1000 * expected.item(), rel=1e-3)
+
+    def sets(n: int, dependent: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        x, noise, other = torch.randn(3, n, 6, generator=generator)
+        return x, (x if dependent else other) + 0.3 * noise + 0.2
+
+    found = [kernel_distance(*sets(60, dependent=True)) for _ in range(200)]
+    truth = sum(kernel_distance(*sets(4000, dependent=False)).value for _ in range(5)) / 5
+    values = torch.tensor([interval.value for interval in found])
+    assert values.mean().item() == pytest.approx(truth, abs=3 * values.std().item() / 200**0.5 + 2)
+    inside = sum(interval.low <= truth <= interval.high for interval in found)
+    assert 0.88 <= inside / 200 <= 1.0
+    widths = torch.tensor([interval.high - interval.low for interval in found])
+    assert widths.mean().item() == pytest.approx(2 * 1.96 * values.std().item(), rel=0.25)
 
 
 class Means(torch.nn.Module):

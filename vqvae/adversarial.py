@@ -136,7 +136,9 @@ class Perceptual:
 
     def __call__(self, images: Tensor, recon: Tensor) -> Tensor:
         """(B, 3, H, W) twice -> the mean distance, not weighted."""
-        return self._lpips.to(images.device)(images, recon).mean()
+        with torch.inference_mode(False):  # moved in a validation, its weights would be none for a training step
+            self._lpips.to(images.device)
+        return self._lpips(images, recon).mean()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Perceptual":
         return self  # frozen: the weight average's copy of a system needs no copy of it

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2102.12092, appendix A.1.
 
 from collections import OrderedDict
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -33,11 +34,11 @@ class Block(nn.Module):
         widths = (n_in, n_hid, n_hid, n_hid, n_out)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for i, kernel in enumerate(kernels):
-            layers[f"relu_{i + 1}"] = nn.ReLU()
+            layers[f"relu_{i + 1}"] = nn.ReLU(inplace=i > 0)  # the first one's input goes into the identity path too
             layers[f"conv_{i + 1}"] = conv(widths[i], widths[i + 1], kernel)
         self.id_path = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
         self.res_path = nn.Sequential(layers)
         self.post_gain = post_gain
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.id_path(x) + self.post_gain * self.res_path(x)
+        return torch.add(self.id_path(x), self.res_path(x), alpha=self.post_gain)

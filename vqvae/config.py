@@ -6,6 +6,12 @@ from typing import Any
 
 from vqvae.pixels import PIXEL_SPACES
 
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+
+
 NETWORK_NAMES = ("dalle", "conv")  # networks.py has what they are
 
 
@@ -45,10 +51,12 @@ class DiscreteVAEConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "n_hid", "n_init", "n_groups", "n_blk_per_group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size is {self.codebook_size}, expected at least 2")
+            _check_whole(name, getattr(self, name), 1)
+        _check_whole("codebook_size", self.codebook_size, 2)
+        if not isinstance(self.quantizer_options, Mapping):
+            raise ValueError(f"quantizer_options is {self.quantizer_options!r}, expected names and values")
+        if self.post_gain is not None and not isinstance(self.post_gain, int | float):
+            raise ValueError(f"post_gain is {self.post_gain!r}, expected a number or none")
         for name, known in {"network": NETWORK_NAMES, "pixels": tuple(PIXEL_SPACES)}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")

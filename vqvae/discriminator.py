@@ -44,6 +44,11 @@ class PatchDiscriminator(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.02)
 
+    @property
+    def smallest_side(self) -> int:
+        """Of pictures, in pixels: the last two layers each take a place from the size that the strides leave."""
+        return 3 * 2 ** sum(isinstance(layer, nn.Conv2d) and layer.stride == (2, 2) for layer in self.layers)
+
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(PIXEL_SPACES["signed"].from_images(images))
 

@@ -42,7 +42,7 @@ class FSQ(Quantizer):
     def bound(self, z_e: Tensor) -> Tensor:
         """(B, D, h, w) of any floating dtype -> the same in float32, between half a level beyond the outermost ones.
 
-        The appendix's bound(); 0 stays 0.
+        The appendix's bound() with the margin and the shift of vector-quantize-pytorch, by which 0 stays 0.
         """
         channels = z_e.float().unbind(dim=1)
         return torch.stack([_bound(channel, n) for channel, n in zip(channels, self.levels, strict=True)], dim=1)

@@ -52,7 +52,7 @@ class IBQ(Quantizer):
         self.codebook = nn.Parameter(0.2 * torch.randn(codebook_size, codebook_dim))
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        return rearrange(F.embedding(indices, self.codebook), "b h w d -> b d h w")
+        return rearrange(F.embedding(indices, self.codebook).float(), "b h w d -> b d h w")
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
         return argmax_linear(z_e.float().movedim(1, -1), self.codebook)
@@ -62,12 +62,13 @@ class IBQ(Quantizer):
             return self._quantize(z_e.float())
 
     def _quantize(self, z_e: Tensor) -> Quantized:
-        logits = einsum(z_e, self.codebook, "b d h w, k d -> b k h w")
+        codebook = self.codebook.float()
+        logits = einsum(z_e, codebook, "b d h w, k d -> b k h w")
         indices = self.hard_indices(z_e)
         codes = self.indices_to_codes(indices)
         p = logits.softmax(dim=1)
         # The codes' own gradient is that of the one-hot vector, all others' comes through the logits.
-        z_q = codes + einsum(p - p.detach(), self.codebook, "b k h w, k d -> b d h w")
+        z_q = codes + einsum(p - p.detach(), codebook, "b k h w, k d -> b d h w")
         quantization = (
             (z_q - z_e).square().mean()
             + (codes.detach() - z_e).square().mean()

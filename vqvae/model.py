@@ -56,7 +56,8 @@ class DiscreteVAE(nn.Module):
     def forward(self, images: Tensor) -> DiscreteVAEOutput:
         """images (B, 3, H, W) in [0, 1]. Relaxed codes in training mode, hard ones in eval mode."""
         quantized = self.quantizer(self.encode_vectors(images))
-        return DiscreteVAEOutput(self.decoder(quantized.z_q), quantized)
+        z_q = quantized.z_q.to(self.decoder.input_conv.weight.dtype)
+        return DiscreteVAEOutput(self.decoder(z_q), quantized)
 
     def encode_vectors(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> z_e (B, quantizer.in_channels, h, w)."""

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
+
 from model_files import mismatches
 from vqvae.foreign import llamagen, openai, taming
 from vqvae.foreign.weights import Weights, read_weights
@@ -54,14 +56,15 @@ def load(files: Sequence[Path], image_size: int | None = None) -> Pretrained:
         image_size = taming.resolution(configs[0]) if configs else IMAGE_SIZE
     try:
         name, config, tensors = kind.convert(weights, image_size)
+        tensors = {key: tensor.float() for key, tensor in tensors.items()}
+        with torch.device("meta"):  # without memory for sizes that only the file believes in
+            problems = mismatches(tensors, DiscreteVAE(config).state_dict())
     except Exception as error:  # the names and shapes in a file are anybody's
         raise ValueError(f"{weights[0].path}: {error or type(error).__name__}") from error
-    model = DiscreteVAE(config)
-    tensors = {key: tensor.float() for key, tensor in tensors.items()}
-    problems = mismatches(tensors, model.state_dict())
     if problems:
         shown = "; ".join(problems[:SHOWN]) + ("; ..." if len(problems) > SHOWN else "")
         raise ValueError(f"{weights[0].path} is {name} with other layers than it has here: {shown}")
+    model = DiscreteVAE(config)
     model.load_state_dict(tensors)
     return Pretrained(name, model.eval())
 
@@ -145,10 +148,11 @@ def _convert(arguments: Sequence[str]) -> None:
 
 
 def _convert_lpips(arguments: Sequence[str]) -> None:
+    from vqvae.lpips import SOURCE
     from vqvae.lpips_weights import convert  # tokenizers do without it
 
-    parser = _parser(prog="python -m vqvae.pretrained lpips")
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser = _parser(prog="python -m vqvae.pretrained lpips", description=f"FILE: {SOURCE}")
+    parser.add_argument("file", type=Path, metavar="FILE", help="that archive, its unpacked folder or a .ckpt of it")
     options = parser.parse_args(arguments)
     for path in convert(options.file, options.out):
         print(f"weights: {path}")

@@ -52,7 +52,7 @@ class Quantizer(nn.Module):
 
     def indices_into(self, indices: Tensor, conv: nn.Conv2d) -> Tensor:
         """conv(indices_to_codes(indices)) of (B, h, w) int64 and a 1x1 convolution -> (B, C, h, w)."""
-        return conv(self.indices_to_codes(indices))
+        return conv(self.indices_to_codes(indices).to(conv.weight.dtype))
 
     def hard_indices(self, z_e: Tensor) -> Tensor:
         """z_e (B, in_channels, h, w) of any floating dtype -> (B, h, w) int64, without noise."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqvae.config import DiscreteVAEConfig
+from vqvae.indices import check_indices
 from vqvae.model import DiscreteVAE
 
 
@@ -61,14 +62,14 @@ def encode_tiled(model: DiscreteVAE, picture: Tensor, tile: int = 64) -> Tensor:
         )
     if not (picture.is_floating_point() or picture.dtype == torch.uint8):
         raise ValueError(f"the picture has dtype {picture.dtype}, expected floats in [0, 1] or uint8")
-    device, around = next(model.parameters()).device, margin(model.config)
+    weight, around = model.encoder.output_conv.weight, margin(model.config)
     height, width = (side // factor for side in picture.shape[1:])
     indices = torch.empty(height, width, dtype=torch.int64)
     for y in _spans(height, tile, around):
         for x in _spans(width, tile, around):
-            part = picture[:, factor * y.first : factor * y.end, factor * x.first : factor * x.end].to(device)
-            part = part / 255 if part.dtype == torch.uint8 else part.float()
-            found = model.encode(part[None])[0]
+            part = picture[:, factor * y.first : factor * y.end, factor * x.first : factor * x.end].to(weight.device)
+            part = part / 255 if part.dtype == torch.uint8 else part
+            found = model.encode(part[None].to(weight.dtype))[0]
             indices[y.begin_given : y.end_given, x.begin_given : x.end_given] = _given(found, y, x)
     return indices
 
@@ -92,6 +93,7 @@ def decode_tiled(model: DiscreteVAE, indices: Tensor, tile: int = 64, out: Tenso
     _check_tile(tile)
     if indices.ndim != 2:
         raise ValueError(f"indices have shape {tuple(indices.shape)}, expected (h, w): one picture")
+    check_indices(indices[None], model.codebook_size)  # all of them, before anything is written
     factor = model.config.downsample_factor
     shape = (3, factor * indices.shape[0], factor * indices.shape[1])
     if out is None:

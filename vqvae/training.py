@@ -75,6 +75,8 @@ class TokenizerSystem(pl.LightningModule):
         self.model = DiscreteVAE(vae).to(memory_format=torch.channels_last)
         self.perceptual = None if perceptual is None else Perceptual(perceptual)
         self.adversary = None if adversarial is None else Adversary(adversarial)
+        if self.adversary is not None and vae.image_size < (least := self.adversary.discriminator.smallest_side):
+            raise ValueError(f"image_size is {vae.image_size}, the discriminator needs at least {least}")
         self.automatic_optimization = adversarial is None
         self._val_counts = torch.zeros(vae.codebook_size, dtype=torch.int64)
         self._psnr, self._relaxed_psnr = PeakSignalNoiseRatio(data_range=1.0), PeakSignalNoiseRatio(data_range=1.0)

@@ -17,6 +17,8 @@ from vqvae.ranks import sum_over_ranks
 from vqvae.rotation import rotate_to
 from vqvae.standardise import Standardise
 
+LEAST_COUNT = 1e-6  # moving count under which an unused code no longer decays
+
 
 class VectorQuantizer(Quantizer):
     """Gradients pass straight through to the encoder, or turned (`rotate`).
@@ -156,10 +158,13 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _update(self, vectors: Tensor, indices: Tensor) -> None:
         batch_counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(vectors[:, 0]))
-        self.counts.lerp_(sum_over_ranks(batch_counts), 1 - self.decay)
+        batch_counts = sum_over_ranks(batch_counts)
+        # Idle for thousands of updates a code would end in float32's smallest numbers, and then in none.
+        share = torch.where((batch_counts > 0) | (self.counts > LEAST_COUNT), 1 - self.decay, 0.0)
+        self.counts.lerp_(batch_counts, share)
         if self.ema:
             batch_sums = torch.zeros_like(self.sums).index_add_(0, indices, vectors)
-            self.sums.lerp_(sum_over_ranks(batch_sums), 1 - self.decay)
+            self.sums.lerp_(sum_over_ranks(batch_sums), share[:, None])
         dead = self.counts < self.restart_below
         if n_dead := int(dead.sum()):  # the same in all processes, so all of them sample
             self._learnt[dead] = sample_codes(vectors, n_dead, self.normalise)

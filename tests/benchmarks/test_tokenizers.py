@@ -44,6 +44,8 @@ def test_it_runs(photos, tmp_path, capfd):
     assert rows["WEBP at equal bytes"]["too_large"] == 0
     assert "3 pictures to learn from, 3 to judge by" in capfd.readouterr().out
     plot(out, tmp_path / "plot.png")
+    said = capfd.readouterr().out
+    assert f"| ours: lfq | {ours['psnr']['value']:.2f} (" in said and "| palette of 8 colours | 3.000 | " in said
     assert Image.open(tmp_path / "plot.png").width > 500
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from vqvae.adversarial import AdversarialConfig, Adversary, PerceptualConfig
+from vqvae.adversarial import AdversarialConfig, Adversary, Perceptual, PerceptualConfig
 from vqvae.config import DiscreteVAEConfig
 from vqvae.lpips import LPIPS, file_name
 from vqvae.optim import TokenizerOptim
@@ -117,10 +117,22 @@ def test_losses_that_do_not_fit_the_model(lpips_folder, tmp_path):
         make_system(None, reconstruction="logit_laplace")
     with pytest.raises(ValueError, match="image_size is 16, the perceptual loss needs at least 32"):
         make_system(None, PerceptualConfig(weights=str(lpips_folder), net="alex"), vae=small_vae(image_size=16))
+    with pytest.raises(ValueError, match="image_size is 16, the discriminator needs at least 24"):
+        make_system({"n_layers": 3}, vae=small_vae(image_size=16))
     with pytest.raises(ValueError, match=r"no file .*lpips-vgg.safetensors"):
         make_system(None, PerceptualConfig(weights=str(tmp_path)))
     with pytest.raises(ValueError, match="perceptual weight is 0"):
         PerceptualConfig(weights="x", weight=0)
+
+
+def test_the_perceptual_loss_may_come_to_its_device_in_a_validation(lpips_folder, monkeypatch):
+    """To another dtype and back is as good as to another device: the weights are new ones."""
+    perceptual = Perceptual(PerceptualConfig(weights=str(lpips_folder), net="alex"))
+    monkeypatch.setattr(perceptual._lpips, "to", lambda device: perceptual._lpips.double().float())
+    images = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        perceptual(images, images)
+    perceptual(images, images.flip(3).requires_grad_()).backward()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -10,6 +10,15 @@ def test_one_logit_a_patch(n_layers, side, places):
     assert PatchDiscriminator(8, n_layers)(torch.rand(2, 3, side, side)).shape == (2, 1, places, places)
 
 
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4])
+def test_the_smallest_pictures(n_layers):
+    discriminator = PatchDiscriminator(8, n_layers)
+    least = discriminator.smallest_side
+    assert discriminator(torch.rand(1, 3, least, least)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        discriminator(torch.rand(1, 3, least - 1, least - 1))
+
+
 def test_a_patch_is_70_pixels_wide():
     torch.manual_seed(0)
     # Without the normalisation, which looks at the whole picture.

@@ -150,7 +150,7 @@ def test_files_that_do_not_belong_together(checkpoint, tmp_path, monkeypatch, ca
 
 def test_no_picture_has_no_pixels(checkpoint, tmp_path, capsys):
     assert convert(checkpoint, "--out", tmp_path / "out", "--image-size", 0) == 2
-    assert "last.ckpt: image_size is 0, expected at least 1" in capsys.readouterr().err
+    assert "last.ckpt: image_size is 0, expected a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_lpips_goes_to_its_own_converter(tmp_path, capsys, monkeypatch):

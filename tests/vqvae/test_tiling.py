@@ -104,3 +104,11 @@ def test_pictures_on_the_disk(tmp_path, picture):
 def test_wrong_input(call, said):
     with pytest.raises(ValueError, match=said):
         call(model())
+
+
+def test_a_wrong_index_in_the_last_row_is_found_before_anything_is_written():
+    indices, out = torch.zeros(40, 4, dtype=torch.int64), torch.full((3, 160, 16), -1.0)
+    indices[-1, -1] = 32
+    with pytest.raises(ValueError, match="expected 0 to 31"):
+        decode_tiled(model(), indices, 8, out=out)
+    assert (out == -1).all()

@@ -146,6 +146,21 @@ def test_dead_codes_restart_at_vectors_of_the_batch():
     torch.testing.assert_close(quantizer.sums[[1, 3, 4, 6, 7]], before[[1, 3, 4, 6, 7]] / 2)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_code_idle_for_thousands_of_updates_stays_where_it_is(normalise):
+    torch.manual_seed(0)
+    options = {"decay": 0.5, "restart_below": 0, "normalise": normalise, "standardise": False}
+    quantizer = VectorQuantizer(8, 1, codebook_dim=4, **options)
+    vectors = torch.randn(1, 4, 4, 4)
+    quantizer.train()(vectors)
+    before = quantizer.codebook.clone()
+    for _ in range(1000):
+        quantizer(vectors[:, :, :1, :1].expand_as(vectors) + 1e-3 * torch.randn_like(vectors))
+    idle = quantizer.counts < 1e-4
+    assert idle.sum() >= 4
+    torch.testing.assert_close(quantizer.codebook[idle], before[idle], atol=1e-3, rtol=0)
+
+
 def test_codes_in_use_do_not_restart():
     torch.manual_seed(0)
     quantizer = vq(4, restart_below=0.05)

@@ -15,8 +15,7 @@ from typing import Any, BinaryIO, Self
 import torch
 from torch import Tensor
 
-from vqvae.foreign.pickles import Built, Global, Persistent, read_pickle
-from vqvae.unpickling import UnsafePickle
+from vqvae.foreign.pickles import Built, Global, Persistent, UnsafePickle, read_pickle
 
 DTYPES = {
     Global("torch", f"{name}Storage"): dtype
@@ -38,6 +37,8 @@ TENSORS = {Global("torch._utils", name) for name in ("_rebuild_tensor", "_rebuil
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+SHOWN = 16  # bytes of a file that is none of torch's
+MOST_FOR_ITS_SIZE = 4  # times the size of a file may its tensors have, some of which may share their values
 LARGEST_PICKLE = 256 * 2**20  # bytes; without its tensors, a checkpoint of 1,000 tensors has 0.1 MB
 
 
@@ -56,7 +57,8 @@ class TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise ValueError(f"no file {path}")
+            raise ValueError(f"{path} is a folder, expected a file" if path.is_dir() else f"no file {path}")
+        self._bytes_left = MOST_FOR_ITS_SIZE * path.stat().st_size
         self._stream = path.open("rb")
         try:
             with _naming(path):
@@ -84,6 +86,9 @@ class TorchFile:
             if view not in ([], [None]):
                 raise ValueError("its storages are parts of others, as before torch 0.4")
             dtype = DTYPES[kind]
+            self._bytes_left -= n_values * dtype.itemsize
+            if self._bytes_left < 0:
+                raise ValueError(f"its tensors have more than {MOST_FOR_ITS_SIZE} times the bytes of the file")
             content = self._storages.read(key, n_values * dtype.itemsize)
             if math.prod(size) > n_values:
                 raise ValueError(f"a tensor of {tuple(size)} in a storage of {n_values} values")
@@ -120,6 +125,8 @@ class _Zip:
 
     def _content(self, name: str, most: int) -> bytes:
         info = self.archive.getinfo(f"{self.folder}{name}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed, which torch.save does not do")
         if info.file_size > most:
             raise ValueError(f"{name} has {info.file_size} bytes, expected at most {most}")
         return self.archive.read(info)
@@ -137,8 +144,16 @@ class _Legacy:
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
-        if read_pickle(stream) != LEGACY_MAGIC or read_pickle(stream) != LEGACY_PROTOCOL:
-            raise ValueError("no file of torch.save")
+        start = stream.read(SHOWN)
+        stream.seek(0)
+        try:
+            is_torch = read_pickle(stream) == LEGACY_MAGIC and read_pickle(stream) == LEGACY_PROTOCOL
+        except UnsafePickle:
+            raise
+        except ValueError:
+            is_torch = False
+        if not is_torch:
+            raise ValueError(f"no file of torch.save, it begins with {start!r}")
         read_pickle(stream)
         self.root = read_pickle(stream)
         keys = read_pickle(stream)

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from vqvae.unpickling import UnsafePickle
+
+class UnsafePickle(ValueError):
+    """A pickle that names what no checkpoint needs."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ KNOWN = {
 MODULES_OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocols up to 2 name them
 TYPES_OF_PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
 DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+MOST_COPIED = 1_000_000  # entries of dictionaries that are made of others at once; a checkpoint has some thousands
 DICTIONARIES = {Global("collections", "OrderedDict"), Global("builtins", "dict")}
 
 
@@ -133,7 +136,6 @@ FROM_MARK: dict[str, Callable[[list[Any]], Any]] = {
     "TUPLE": tuple,
     "FROZENSET": frozenset,
     "DICT": lambda values: dict(_pairs(values)),
-    "OBJ": lambda values: _build(values[0], tuple(values[1:])),
     "POP_MARK": lambda values: None,
 }
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -143,6 +145,7 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def step(self, name: str, argument: Any) -> None:
         stack = self.stack
@@ -173,14 +176,17 @@ class _Machine:
         stack = self.stack
         if name in ("GLOBAL", "INST"):
             named = checked_global(*argument.split(" ", 1))
-            stack.append(_build(named, tuple(self._from_mark())) if name == "INST" else named)
+            stack.append(self._build(named, tuple(self._from_mark())) if name == "INST" else named)
+        elif name == "OBJ":
+            what, *args = self._from_mark()
+            stack.append(self._build(what, tuple(args)))
         elif name == "STACK_GLOBAL":
             stack.append(checked_global(*self._pop(2)))
         elif name in ("REDUCE", "NEWOBJ"):
-            stack.append(_build(*self._pop(2)))
+            stack.append(self._build(*self._pop(2)))
         elif name == "NEWOBJ_EX":
             what, args, _ = self._pop(3)
-            stack.append(_build(what, args))
+            stack.append(self._build(what, args))
         elif name in ("PERSID", "BINPERSID"):
             stack.append(_persistent(argument if name == "PERSID" else stack.pop()))
         elif name == "BUILD":
@@ -195,6 +201,20 @@ class _Machine:
             (container.items if isinstance(container, Built) else container).update(_pairs(values))
         else:
             raise UnsafePickle(f"it has the instruction {name}, which no weights need; nothing in it was run")
+
+    def _build(self, what: Any, args: Any) -> Any:
+        if isinstance(what, Built):
+            raise UnsafePickle(f"it calls what it made of {what.what}; nothing in it was run")
+        if not isinstance(what, Global) or not isinstance(args, tuple):
+            raise UnsafePickle(f"it calls a {type(what).__name__}; nothing in it was run")
+        if what in DICTIONARIES:
+            self.copied += len(args[0]) if args else 0
+            if self.copied > MOST_COPIED:
+                raise ValueError(f"it copies more than {MOST_COPIED:,} entries of dictionaries")
+            return dict(args[0]) if args else {}
+        if what == Global("copyreg", "_reconstructor"):
+            return self._build(args[0], ())
+        return Built(what, args)
 
     def _pop(self, n: int) -> list[Any]:
         if len(self.stack) < n:
@@ -214,18 +234,6 @@ class _Machine:
 
 def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
     return list(zip(values[::2], values[1::2], strict=True))
-
-
-def _build(what: Any, args: Any) -> Any:
-    if isinstance(what, Built):
-        raise UnsafePickle(f"it calls what it made of {what.what}; nothing in it was run")
-    if not isinstance(what, Global) or not isinstance(args, tuple):
-        raise UnsafePickle(f"it calls a {type(what).__name__}; nothing in it was run")
-    if what in DICTIONARIES:
-        return dict(args[0]) if args else {}
-    if what == Global("copyreg", "_reconstructor"):
-        return _build(args[0], ())
-    return Built(what, args)
 
 
 def _persistent(id: Any) -> Any:

@@ -1,6 +1,7 @@
 """The weights in a file of torch.save by their names in a state dict, whatever is around them."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from vqvae.foreign.pickles import Built
 
 UNDER = ("state_dict", "ema", "model")  # in this order: averaged weights are the ones to use
 DEEPEST = 50  # modules within modules; a module may hold itself
+MOST = 1_000_000  # attributes of modules; one may hold another under two names, and that one the next, and so on
 
 
 class Weights(NamedTuple):
@@ -38,7 +40,10 @@ def read_weights(path: Path) -> Weights:
     with TorchFile(path) as file:
         root = file.root
         if isinstance(root, Built):
-            held = dict(_held(root))
+            named = list(islice(_held(root), MOST + 1))
+            if len(named) > MOST:
+                raise ValueError(f"{path}: its modules have more than {MOST:,} attributes")
+            held = dict(named)
         else:
             found = root if isinstance(root, dict) else {}
             held = next((found[key] for key in UNDER if isinstance(found.get(key), dict)), found)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqvae.foreign.pickles import Built, Global, Persistent, read_pickle
-from vqvae.unpickling import UnsafePickle
+from vqvae.foreign.pickles import Built, Global, Persistent, UnsafePickle, read_pickle
 
 
 def read(content: bytes):
@@ -205,6 +204,16 @@ def test_state_that_would_become_a_method(tmp_path, monkeypatch):
 def test_what_no_pickle_of_weights_does_is_refused(content, message):
     with pytest.raises(UnsafePickle, match=message):
         read(content)
+
+
+def test_dictionaries_copied_without_end(monkeypatch):
+    monkeypatch.setattr("vqvae.foreign.pickles.MOST_COPIED", 1000)
+    entries = b"".join(b"V%d\nN" % i for i in range(100))
+    copy = b"ccollections\nOrderedDict\nh\x00\x85R0"
+    once = b"}\x94(" + entries + b"u"
+    assert len(read(once + 10 * copy + b".")) == 100
+    with pytest.raises(ValueError, match="it copies more than 1,000 entries"):
+        read(once + 11 * copy + b".")
 
 
 @pytest.mark.parametrize(
