@@ -171,10 +171,10 @@ def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str,
     of_library = {"dim": 16, "codebook_size": codebook_size, "accept_image_fmap": True, "decay": 0.95}
     kept_in_use = {"kmeans_init": True, "threshold_ema_dead_code": 2}
     entries = {
-        "ours: gumbel": ours("gumbel", tau_steps=Ours.schedule_steps, beta=0.1, beta_steps=1000),
+        "ours: gumbel": ours("gumbel", tau_steps=Ours.schedule_steps, tau_end=0.25, beta=6.6, beta_steps=1000),
         "ours: vq": ours("vq", codebook_dim=16, decay=0.95, restart_below=0.2),
-        "ours: vq, plain codes": ours("vq", codebook_dim=8, decay=0.95, **plain),
-        "ours: vq, plain codes by gradient": ours("vq", codebook_dim=8, ema=False, **plain),
+        "ours: vq, plain codes": ours("vq", codebook_dim=4, decay=0.95, **plain),
+        "ours: vq, plain codes by gradient": ours("vq", codebook_dim=4, ema=False, **plain),
         "ours: fsq": ours("fsq", levels=fsq_levels),
         "ours: lfq": ours("lfq"),
         "ours: bsq": ours("bsq"),
@@ -184,14 +184,14 @@ def contestants(n_hid: int, hidden_dim: int, codebook_size: int) -> Mapping[str,
         "dalle-pytorch: DiscreteVAE, lr 3e-3": lambda: DallePytorch(codebook_size, hidden_dim, 3e-3),
         "vqp: VectorQuantize": library("VectorQuantize", 16, **of_library),
         "vqp: VectorQuantize, k-means, dead codes": library("VectorQuantize", 16, **of_library, **kept_in_use),
-        "vqp: VectorQuantize, the same of 8 values": library(
-            "VectorQuantize", 8, **of_library | {"dim": 8}, **kept_in_use
+        "vqp: VectorQuantize, the same of 4 values": library(
+            "VectorQuantize", 4, **of_library | {"dim": 4}, **kept_in_use
         ),
         "vqp: VectorQuantize, cosine": library("VectorQuantize", 16, **of_library, **kept_in_use, use_cosine_sim=True),
         "vqp: FSQ": library("FSQ", len(fsq_levels or []), levels=fsq_levels),
         "vqp: LFQ": library("LFQ", bits, dim=bits, codebook_size=codebook_size, entropy_loss_weight=0.1),
-        "vqp by Muon: VectorQuantize of 8 values": library(
-            "VectorQuantize", 8, MUON, **of_library | {"dim": 8}, **kept_in_use
+        "vqp by Muon: VectorQuantize of 4 values": library(
+            "VectorQuantize", 4, MUON, **of_library | {"dim": 4}, **kept_in_use
         ),
         "vqp by Muon: FSQ": library("FSQ", len(fsq_levels or []), MUON, levels=fsq_levels),
     }
