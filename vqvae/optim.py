@@ -19,7 +19,7 @@ class TokenizerOptim:
 
     Attributes:
         muon_lr: where given, the convolutions between the first and the last of encoder and decoder are trained by Muon
-            at this step size, on the same schedule: in the same minutes, half to one dB more (docs/log.md).
+            at this step size, on the same schedule: in three minutes, 0.4 to 0.8 dB more (docs/log.md).
     """
 
     lr: float = 1e-4
