@@ -1,6 +1,4 @@
-import pickle
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +12,8 @@ def test_modules_that_hold_each_other_without_end(tmp_path):
     for i in range(49):
         part = b"h" + bytes([i])
         program += begun + b"}V_modules\n}(Va\n" + part + b"Vb\n" + part + b"usb\x94"
-    path = Path(tmp_path / "file.pt")
+    path = tmp_path / "file.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", program + b".")
-    assert program[:1] == pickle.PROTO
     with pytest.raises(ValueError, match=r"file\.pt: its modules have more than 1,000,000 attributes"):
         read_weights(path)
