@@ -42,6 +42,7 @@ from vqvae.palette import Palette, PaletteConfig, sample_pixels
 
 SIDE, CROP, FACTOR = 256, 64, 8
 GOALS = {"error over DALLE-pytorch": 0.5, "dB over the best library variant": 1.0, "usage": 0.95}
+WHOSE = ("ours", "dalle", "vqp:", "vqp by Muon:")  # how the contestants' names begin
 ON_EQUAL_TERMS = "dB over the best library variant by Muon too"  # no goal: what is left once the optimiser is the same
 QUALITIES = {"JPEG": (1, 5, 10, 20, 40, 70, 90), "WEBP": (0, 1, 5, 10, 20, 40, 70, 90)}
 PALETTES = (8, 64, 512)
@@ -234,9 +235,6 @@ def _written(picture: Image.Image, codec: str, quality: int) -> bytes:
 def _read(file: bytes) -> Tensor:
     picture = Image.open(io.BytesIO(file)).convert("RGB")
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(SIDE, SIDE, 3).permute(2, 0, 1) / 255
-
-
-WHOSE = ("ours", "dalle", "vqp:", "vqp by Muon:")
 
 
 def goals(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -7,12 +7,12 @@ from typing import Any
 from vqvae.pixels import PIXEL_SPACES
 
 
+NETWORK_NAMES = ("dalle", "conv")  # networks.py has what they are
+
+
 def _check_whole(name: str, value: Any, least: int) -> None:
     if type(value) is not int or value < least:
         raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
-
-
-NETWORK_NAMES = ("dalle", "conv")  # networks.py has what they are
 
 
 @dataclass(frozen=True, kw_only=True)

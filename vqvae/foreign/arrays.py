@@ -28,7 +28,8 @@ def tensor_of(record: Built) -> Tensor:
         raise ValueError(f"is a damaged array: {error or type(error).__name__}") from error
     if name not in FLOAT32 or order != "<":
         raise ValueError(f"is an array of {order}{name}, expected float32, <f4")
-    if not (isinstance(content, bytes) and all(type(side) is int and side >= 0 for side in shape)):
+    sizes = isinstance(shape, tuple) and all(type(side) is int and side >= 0 for side in shape)
+    if not (sizes and isinstance(content, bytes)):
         raise ValueError("is a damaged array: its shape or its content is none")
     if 4 * math.prod(shape) != len(content):
         raise ValueError(f"has shape {shape} and {len(content)} bytes, expected {4 * math.prod(shape)}")
