@@ -6,7 +6,6 @@ from typing import Any
 
 from vqvae.pixels import PIXEL_SPACES
 
-
 NETWORK_NAMES = ("dalle", "conv")  # networks.py has what they are
 
 
