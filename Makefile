@@ -14,7 +14,7 @@ demo: .venv/installed ## train a tokenizer and a prior on drawings, sample pictu
 test: .venv/dev ## lint, then every test that needs no GPU
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 install: .venv/dev ## only make .venv, with what developing needs
 

@@ -59,7 +59,7 @@ class Report:
         return len(self.rejects) / max(1, self.kept + len(self.rejects))
 
     def summary(self) -> str:
-        """One paragraph for the log."""
+        """One paragraph for the log; what of a file's name is no UTF-8 is escaped, as in the report."""
         parts = [f"{self.folder}: {self.kept:,} pictures, captions from {self.captions_from or 'nowhere'}"]
         if self.splits:
             parts.append("splits: " + _listed(self.splits))
@@ -68,7 +68,7 @@ class Report:
         parts += self.notes
         if self.rejects:
             parts.append(f"{len(self.rejects):,} files rejected: {_listed(self.counts)}. {self._first()}")
-        return "; ".join(parts)
+        return "; ".join(parts).encode("utf-8", "backslashreplace").decode()
 
     def save(self, path: Path) -> None:
         """Writes the full list as JSON, beside `path` first, so that a reader never sees half of it.

@@ -360,7 +360,7 @@ def test_links(tmp_path: Path) -> None:
     }
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_names_that_are_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder_of(tmp_path, ["a.png"], captions=False)
     odd = os.fsdecode(b"\xff.png")
     try:
@@ -372,6 +372,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert keys(source) == ["a.png"]
     assert rejected(source) == {odd: Reason.BAD_NAME}
     assert json.loads(report.read_text())["rejects"][0]["file"] == odd
+    assert "\\udcff.png" in caplog.text
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
