@@ -291,7 +291,6 @@ def train(kind: str, args: list[str]) -> dict[str, float]:
     run_class, system, data = KINDS[kind]
     options = {"exit_on_error": False}
     torch.set_float32_matmul_precision("high")
-    cli.keep_freed_memory()
     try:
         run = run_class(
             system,

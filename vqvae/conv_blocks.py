@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from vqvae.cpu_layers import Conv3x3
+
 N_NORM_GROUPS = 32
 
 
@@ -25,11 +27,6 @@ def norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(n_groups, width, eps=1e-6)
 
 
-def conv3x3(n_in: int, n_out: int) -> nn.Conv2d:
-    """Keeps the size."""
-    return nn.Conv2d(n_in, n_out, 3, padding=1)
-
-
 class ResidualBlock(nn.Module):
     """out = id_path(x) + res_path(x): (B, n_in, H, W) -> (B, n_out, H, W)."""
 
@@ -40,10 +37,10 @@ class ResidualBlock(nn.Module):
             OrderedDict(
                 norm_1=norm(n_in),
                 swish_1=nn.SiLU(),
-                conv_1=conv3x3(n_in, n_out),
+                conv_1=Conv3x3(n_in, n_out),
                 norm_2=norm(n_out),
                 swish_2=nn.SiLU(),
-                conv_2=conv3x3(n_out, n_out),
+                conv_2=Conv3x3(n_out, n_out),
             )
         )
 
@@ -95,4 +92,4 @@ def downsample(width: int) -> nn.Sequential:
 
 def upsample(width: int) -> nn.Sequential:
     """(B, C, H, W) -> (B, C, 2 H, 2 W): pixels repeated, then a convolution."""
-    return nn.Sequential(OrderedDict(repeat=nn.Upsample(scale_factor=2, mode="nearest"), conv=conv3x3(width, width)))
+    return nn.Sequential(OrderedDict(repeat=nn.Upsample(scale_factor=2, mode="nearest"), conv=Conv3x3(width, width)))

@@ -9,7 +9,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from vqvae.config import DiscreteVAEConfig
-from vqvae.conv_blocks import conv3x3, group, middle, norm, upsample
+from vqvae.conv_blocks import group, middle, norm, upsample
+from vqvae.cpu_layers import Conv3x3
 from vqvae.output_conv import OutputConv
 
 
@@ -24,7 +25,7 @@ class ConvDecoder(nn.Module):
         super().__init__()
         widths = config.widths[::-1]
         layers: OrderedDict[str, nn.Module] = OrderedDict(input=nn.Conv2d(n_in, config.n_init, 1))
-        layers["widen"] = conv3x3(config.n_init, widths[0])
+        layers["widen"] = Conv3x3(config.n_init, widths[0])
         layers["middle"] = middle(widths[0])
         for g, width in enumerate(widths):
             blocks = group(widths[max(g - 1, 0)], width, config.n_blk_per_group + 1, attention=g == 0)

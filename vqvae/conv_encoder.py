@@ -9,7 +9,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from vqvae.config import DiscreteVAEConfig
-from vqvae.conv_blocks import conv3x3, downsample, group, middle, norm
+from vqvae.conv_blocks import downsample, group, middle, norm
+from vqvae.cpu_layers import Conv3x3
 
 
 class ConvEncoder(nn.Module):
@@ -22,7 +23,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, config: DiscreteVAEConfig, n_out: int) -> None:
         super().__init__()
         widths = config.widths
-        layers: OrderedDict[str, nn.Module] = OrderedDict(input=conv3x3(3, config.n_hid))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(input=Conv3x3(3, config.n_hid))
         for g, width in enumerate(widths):
             n_in, last = widths[g - 1] if g else config.n_hid, g + 1 == len(widths)
             blocks = group(n_in, width, config.n_blk_per_group, attention=last)
@@ -31,7 +32,7 @@ class ConvEncoder(nn.Module):
             layers[f"group_{g + 1}"] = nn.Sequential(blocks)
         layers["middle"] = middle(widths[-1])
         layers["narrow"] = nn.Sequential(
-            OrderedDict(norm=norm(widths[-1]), swish=nn.SiLU(), conv=conv3x3(widths[-1], config.n_init))
+            OrderedDict(norm=norm(widths[-1]), swish=nn.SiLU(), conv=Conv3x3(widths[-1], config.n_init))
         )
         layers["output"] = nn.Conv2d(config.n_init, n_out, 1)
         self.blocks = nn.Sequential(layers)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vqvae.blocks import Block, conv
 from vqvae.config import DiscreteVAEConfig
+from vqvae.cpu_layers import MaxPool2x2
 
 KERNELS = (3, 3, 3, 1)
 
@@ -16,7 +17,7 @@ def _group(n_in: int, n_out: int, config: DiscreteVAEConfig, pool: bool) -> nn.S
     for i in range(config.n_blk_per_group):
         blocks[f"block_{i + 1}"] = Block(n_in if i == 0 else n_out, n_out, KERNELS, config.residual_gain)
     if pool:
-        blocks["pool"] = nn.MaxPool2d(2)
+        blocks["pool"] = MaxPool2x2()
     return nn.Sequential(blocks)
 
 

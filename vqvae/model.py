@@ -87,9 +87,8 @@ class DiscreteVAE(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """indices (B, h, w) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
         check_indices(indices, self.codebook_size)
-        return self.reconstruction(
-            self.decoder.after_input(self.quantizer.indices_into(indices, self.decoder.input_conv))
-        )
+        embedded = self.quantizer.indices_into(indices, self.decoder.input_conv)
+        return self.reconstruction(self.decoder.after_input(embedded.contiguous()))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""

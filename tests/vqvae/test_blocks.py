@@ -55,3 +55,23 @@ def test_identity_path_has_weights_only_where_the_width_changes():
     assert len(list(same.parameters())) == 8
     assert len(list(wider.parameters())) == 10
     assert wider.id_path.weight.shape == (16, 8, 1, 1)
+
+
+def test_upsampling_is_that_of_the_input():
+    torch.manual_seed(0)
+    usual, upsampling = (randomise_biases(Block(8, 16, (1, 3, 3, 3), 0.25, upsample=u)) for u in (False, True))
+    upsampling.load_state_dict(usual.state_dict())
+    x = torch.randn(2, 8, 5, 6)
+    fine = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(upsampling(x), usual(fine))
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (8, 16)])
+def test_the_input_stays_as_it_was_also_without_gradients(widths):
+    torch.manual_seed(0)
+    block, x = Block(*widths, (3, 3, 3, 1), 0.25), torch.randn(2, 8, 5, 6)
+    before, expected = x.clone(), block(x)
+    with torch.no_grad():
+        found = block(x)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(x, before)

@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 
+from vqvae.blocks import Block
 from vqvae.config import DiscreteVAEConfig
-from vqvae.decoder import Decoder
+from vqvae.decoder import KERNELS, Decoder
 
 
 def released_shapes() -> dict[str, tuple[int, ...]]:
@@ -38,17 +39,24 @@ def test_the_papers_sizes_are_the_released_ones():
 def test_stages_in_order(make_config):
     decoder = Decoder(make_config(n_blk_per_group=2), 32, 6)
     assert list(dict(decoder.blocks.named_children())) == ["input", "group_1", "group_2", "group_3", "output"]
-    assert list(dict(decoder.blocks.group_1.named_children())) == ["block_1", "block_2", "upsample"]
+    assert list(dict(decoder.blocks.group_1.named_children())) == ["block_1", "block_2"]
     assert list(dict(decoder.blocks.group_3.named_children())) == ["block_1", "block_2"]
 
 
-def test_repeats_pixels_and_ends_in_relu_and_1x1(make_config):
-    decoder = Decoder(make_config(n_groups=2), 32, 6)
+def test_each_group_but_the_first_doubles_the_resolution_before_its_first_block(make_config):
+    """In the order of the paper: positions are repeated, then a block of the same weights sees them."""
+    decoder = Decoder(make_config(n_groups=3, n_blk_per_group=2), 32, 6)
     z_q = torch.randn(2, 32, 3, 5)
-    coarse = decoder.blocks.group_1.block_1(decoder.blocks.input(z_q))
-    fine = coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    last = F.relu(decoder.blocks.group_2.block_1(fine))
-    torch.testing.assert_close(decoder(z_q), decoder.blocks.output.conv(last))
+    x = decoder.blocks.input(z_q)
+    for group in (decoder.blocks.group_1, decoder.blocks.group_2, decoder.blocks.group_3):
+        if group is not decoder.blocks.group_1:
+            x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        for block in (group.block_1, group.block_2):
+            n_out, n_in = block.res_path.conv_4.out_channels, x.shape[1]
+            usual = Block(n_in, n_out, KERNELS, block.post_gain)
+            usual.load_state_dict(block.state_dict())
+            x = usual(x)
+    torch.testing.assert_close(decoder(z_q), decoder.blocks.output.conv(F.relu(x)))
 
 
 def test_a_weight_column_is_the_embedding_of_a_code(make_config):

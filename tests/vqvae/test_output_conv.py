@@ -35,7 +35,7 @@ def decoded(request):
 def test_half_precision_has_no_bands(decoded, dtype, autocast):
     exact, half = decoded(None), decoded(dtype, autocast)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, exact, atol=0.02, rtol=0)
+    torch.testing.assert_close(half, exact, atol=0.03, rtol=0)
     # Nearly as many different values as pixels; maps in bfloat16 leave a few hundred.
     assert distinct(half) > 0.5 * distinct(exact)
     assert distinct(exact.to(dtype)) < 0.5 * distinct(exact)

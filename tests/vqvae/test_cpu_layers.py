@@ -1,0 +1,135 @@
+"""Layers that go their own way on a CPU: the same values as PyTorch's, and only where they may."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqvae import cpu_layers
+from vqvae.cpu_layers import Conv3x3, MaxPool2x2
+
+needs_nnpack = pytest.mark.skipif(not torch.backends.nnpack.is_available(), reason="this PyTorch has no NNPACK")
+
+
+@pytest.fixture
+def winograd(monkeypatch):
+    """The convolutions that went through NNPACK, by the shapes of their pictures."""
+    went = []
+    convolve = torch.ops.aten._nnpack_spatial_convolution
+
+    def seen(picture, *rest):
+        went.append(tuple(picture.shape))
+        return convolve(picture, *rest)
+
+    monkeypatch.setattr(torch.ops.aten, "_nnpack_spatial_convolution", seen)
+    return went
+
+
+def layer_and_maps(n_in=64, n_out=64, size=(32, 32), batch=1):
+    torch.manual_seed(0)
+    layer = Conv3x3(n_in, n_out)
+    return layer, torch.randn(batch, n_in, *size)
+
+
+def exact(layer, x):
+    return F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+
+
+@needs_nnpack
+@pytest.mark.parametrize(
+    ("n_in", "n_out", "size", "batch"),
+    [(64, 64, (32, 32), 1), (96, 70, (33, 47), 3), (64, 256, (5, 210), 2), (67, 64, (1024, 1), 1)],
+)
+@torch.no_grad()
+def test_winograds_convolution(winograd, n_in, n_out, size, batch):
+    layer, x = layer_and_maps(n_in, n_out, size, batch)
+    found, expected = layer(x), exact(layer, x)
+    assert winograd == [(1, n_in, *size)] * batch
+    error = (found - expected).abs()
+    assert error.square().mean().sqrt() < 1e-5 * expected.square().mean().sqrt()
+    assert error.max() < 3e-4 * expected.abs().max()
+    with torch.backends.nnpack.flags(enabled=False):
+        usual = layer(x)
+    assert len(winograd) == batch
+    torch.testing.assert_close(usual, F.conv2d(x, layer.weight, layer.bias, padding=1))
+
+
+@needs_nnpack
+@torch.no_grad()
+def test_a_picture_comes_out_alike_in_any_batch(winograd):
+    layer, x = layer_and_maps(batch=5)
+    together = layer(x)
+    assert all(torch.equal(together[i], layer(x[i : i + 1])[0]) for i in range(5))
+
+
+@needs_nnpack
+@torch.no_grad()
+def test_new_weights_count_at_once(winograd):
+    layer, x = layer_and_maps()
+    layer(x)
+    layer.weight.data.mul_(2)
+    layer.bias.zero_()
+    torch.testing.assert_close(layer(x).double(), exact(layer, x), rtol=0, atol=1e-3)
+    assert len(winograd) == 2
+
+
+@pytest.mark.parametrize(
+    "unsuited",
+    {
+        "narrow in": lambda: layer_and_maps(n_in=63),
+        "narrow out": lambda: layer_and_maps(n_out=8),
+        "small maps": lambda: layer_and_maps(size=(31, 33)),
+        "no pictures": lambda: layer_and_maps(batch=0),
+        "channels last": lambda: [each.to(memory_format=torch.channels_last) for each in layer_and_maps()],
+        "float64": lambda: [each.double() for each in layer_and_maps()],
+        "bfloat16": lambda: [each.bfloat16() for each in layer_and_maps()],
+        "meta": lambda: [each.to("meta") for each in layer_and_maps()],
+    }.items(),
+    ids=lambda item: item[0],
+)
+@torch.no_grad()
+def test_others_go_the_usual_way(winograd, unsuited):
+    layer, x = unsuited[1]()
+    assert layer(x).shape == (len(x), layer.out_channels, *x.shape[2:])
+    assert winograd == []
+
+
+def test_where_gradients_are_wanted_and_under_autocast_it_is_the_usual_way(winograd):
+    layer, x = layer_and_maps()
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert winograd == []
+
+
+@torch.no_grad()
+def test_without_nnpack_it_is_the_usual_way(winograd, monkeypatch):
+    monkeypatch.setattr(cpu_layers.torch.backends.nnpack, "is_available", lambda: False)
+    layer, x = layer_and_maps()
+    torch.testing.assert_close(layer(x).double(), exact(layer, x), rtol=1e-5, atol=1e-5)
+    assert winograd == []
+
+
+def test_the_starting_values_are_pytorchs():
+    torch.manual_seed(0)
+    usual = torch.nn.Conv2d(8, 12, 3, padding=1)
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(Conv3x3(8, 12).parameters(), usual.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (6, 10), (7, 9), (3, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_pooling(size, layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size)
+    x[0, 0, 0, 0], x[1, 0, 1, 1] = torch.inf, torch.nan
+    torch.testing.assert_close(
+        MaxPool2x2()(x.to(memory_format=layout)), F.max_pool2d(x, 2), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_pooling_has_pytorchs_gradients():
+    x = torch.zeros(1, 1, 4, 4, requires_grad=True)  # of equal values PyTorch's takes the first
+    MaxPool2x2()(x).sum().backward()
+    assert x.grad[0, 0].tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
