@@ -37,7 +37,6 @@ from grids import reconstruction_grid, save_png
 from metrics import (
     InceptionFeatures,
     Interval,
-    code_use,
     frechet_interval,
     kernel_distance,
     mean_interval,
@@ -45,6 +44,7 @@ from metrics import (
     ssim,
 )
 from pipeline import ImageTokenizer, fingerprint, to_pil_images, usable_device
+from vqvae.code_use import CodeUse, code_use
 from vqvae.folders import load_image_tokenizer
 from vqvae.lpips import LPIPS, SMALLEST_SIDE
 
@@ -244,7 +244,7 @@ def _now(device: torch.device) -> float:
 
 def summary(model: ImageTokenizer, measured: Measured) -> dict[str, Any]:
     """The report's figures, each with its interval where it has one."""
-    use = code_use(measured.counts)
+    use = CodeUse(*(value.item() for value in code_use(measured.counts)))
     size = model.config.image_size
     tokens_a_pixel = math.prod(model.grid_size) / size**2
     report: dict[str, Any] = {"pictures": len(measured.values["psnr"]), "image_size": size}
@@ -255,8 +255,8 @@ def summary(model: ImageTokenizer, measured: Measured) -> dict[str, Any]:
     return report | {
         "tokens": math.prod(model.grid_size),
         "codebook_size": model.codebook_size,
-        "codes_used": use.codes_used,
-        "usage": use.codes_used / model.codebook_size,
+        "codes_used": int(use.codes_used),
+        "usage": use.usage,
         "perplexity": use.perplexity,
         "entropy_bits": use.entropy,
         "bits_per_pixel": tokens_a_pixel * math.log2(model.codebook_size),

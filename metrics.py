@@ -1,6 +1,6 @@
-"""How good pictures are: measures of pairs, of sets of pictures and of the use of codes. Knows tensors only.
+"""How good pictures are: measures of pairs and of sets of pictures. Knows tensors only.
 
-Legend: B batch, N pictures, D features, K codebook.
+Legend: B batch, N pictures, D features.
 """
 
 import math
@@ -49,21 +49,6 @@ def mean_interval(values: Tensor, resamples: int = 1000, seed: int = 0) -> Inter
 def _percentiles(values: Tensor) -> tuple[float, float]:
     low, high = values.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return low.item(), high.item()
-
-
-class CodeUse(NamedTuple):
-    """How a codebook is used; `entropy` in bits a token, `perplexity` = 2^entropy, in [1, K]."""
-
-    codes_used: int
-    entropy: float
-    perplexity: float
-
-
-def code_use(counts: Tensor) -> CodeUse:
-    """From the histogram (K,) of the codes of many pictures."""
-    p = counts.double() / counts.sum().clamp(min=1)
-    entropy = max(0.0, -torch.special.xlogy(p, p).sum().item() / math.log(2))
-    return CodeUse(int((counts > 0).sum()), entropy, 2**entropy)
 
 
 class InceptionFeatures(nn.Module):

@@ -36,8 +36,9 @@ from benchmarks.record import circumstances, rounded, write_json
 from benchmarks.tokenizer_contestants import Contestant, bf16_loss, contestants
 from data.folder import FolderSource
 from data.transforms import evaluation_crop
-from metrics import code_use, mean_interval, psnr, ssim
+from metrics import mean_interval, psnr, ssim
 from pipeline import to_pil_images
+from vqvae.code_use import code_use, count_codes
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
 
 SIDE, CROP, FACTOR = 256, 64, 8
@@ -147,10 +148,10 @@ def _row(name: str, train: Tensor, test: Tensor, args: argparse.Namespace) -> di
     with torch.inference_mode():
         indices = torch.cat([contestant.encode(part.float() / 255) for part in test.split(8)])
         recon = torch.cat([contestant.decode(part) for part in indices.split(8)])
-    use = code_use(torch.bincount(indices.flatten(), minlength=args.codebook_size))
+    use = code_use(count_codes(indices, args.codebook_size))
     row = judged(name, test, recon, math.log2(args.codebook_size) / FACTOR**2)
     row |= {"parameters": sum(p.numel() for p in contestant.parameters()), "updates": updates}
-    return row | {"usage": use.codes_used / args.codebook_size, "entropy": use.entropy, "perplexity": use.perplexity}
+    return row | {name: getattr(use, name).item() for name in ("usage", "entropy", "perplexity")}
 
 
 def fit(contestant: Contestant, train: Tensor, seconds: float, args: argparse.Namespace) -> int:

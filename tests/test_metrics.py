@@ -8,7 +8,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from metrics import (
     InceptionFeatures,
-    code_use,
     frechet_distance,
     frechet_interval,
     kernel_distance,
@@ -43,12 +42,6 @@ def test_the_interval_of_a_mean():
     assert interval.low == pytest.approx(interval.value - spread, abs=0.15 * spread)
     assert interval.high == pytest.approx(interval.value + spread, abs=0.15 * spread)
     assert mean_interval(torch.ones(5)) == (1.0, 1.0, 1.0)
-
-
-def test_the_use_of_codes_by_hand():
-    use = code_use(torch.tensor([2, 1, 1, 0]))
-    assert use == (3, 1.5, pytest.approx(2**1.5))
-    assert code_use(torch.tensor([7, 0])) == (1, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(("n", "m", "dim"), [(50, 40, 12), (10, 30, 12), (8, 8, 20)])

@@ -69,24 +69,3 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     """
     log_p = F.log_softmax(logits.float(), dim=1)
     return (log_p.exp() * log_p).sum(dim=1) + math.log(logits.shape[1])
-
-
-class CodebookHealth(NamedTuple):
-    """How a codebook is used. `perplexity` is exp(entropy) of the code histogram, in [1, K]; `usage` in [0, 1]."""
-
-    perplexity: Tensor
-    codes_used: Tensor
-    usage: Tensor
-
-
-def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
-    """Histogram of the codes: indices of any shape -> (K,) int64."""
-    return torch.bincount(indices.flatten(), minlength=codebook_size)
-
-
-def codebook_health(counts: Tensor) -> CodebookHealth:
-    """Health of a codebook from its histogram (K,); an empty histogram has perplexity 1."""
-    p = counts.float() / counts.sum().clamp(min=1)
-    entropy = -torch.special.xlogy(p, p).sum()
-    used = (counts > 0).sum()
-    return CodebookHealth(entropy.exp(), used.float(), used.float() / counts.numel())

@@ -17,9 +17,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio
 
 from vqvae.adversarial import AdversarialConfig, Adversary, Perceptual, PerceptualConfig
+from vqvae.code_use import code_use, count_codes
 from vqvae.config import DiscreteVAEConfig
 from vqvae.discriminator import adaptive_weight
-from vqvae.losses import RECONSTRUCTION_LOSSES, codebook_health, count_codes
+from vqvae.losses import RECONSTRUCTION_LOSSES
 from vqvae.lpips import SMALLEST_SIDE
 from vqvae.model import DiscreteVAE
 from vqvae.optim import TokenizerOptim, make_optimizer
@@ -37,7 +38,7 @@ class TokenizerSystem(pl.LightningModule):
 
     Logs `train/loss` and its parts, perplexity of the batch's codes, tau, beta, images/s and the step size `lr`; on
     held-out pictures `val/loss` and its parts, PSNR in dB (of the squared error over all of them) and SSIM of the hard
-    reconstruction, `val/relaxation_gap` (dB by which the relaxed reconstruction is better) and the codebook's health.
+    reconstruction, `val/relaxation_gap` (dB by which the relaxed reconstruction is better) and the codebook's use.
 
     Args:
         vae: what to train.
@@ -108,7 +109,7 @@ class TokenizerSystem(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in parts.items()})
         self.log("train/psnr", self._batch_psnr(images, maps))
-        self.log("train/perplexity", codebook_health(counts).perplexity, prog_bar=True)
+        self.log("train/perplexity", code_use(counts).perplexity, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in quantized.parts.items()})
         if self.adversary is None:
             return loss
@@ -183,10 +184,10 @@ class TokenizerSystem(pl.LightningModule):
         psnr = self._psnr.compute()
         self.log("val/psnr", psnr)
         self.log("val/relaxation_gap", self._relaxed_psnr.compute() - psnr)
-        health = codebook_health(self.all_gather(self._val_counts).reshape(-1, self.model.codebook_size).sum(dim=0))
-        self.log("val/codebook_perplexity", health.perplexity)
-        self.log("val/codes_used", health.codes_used)
-        self.log("val/codebook_usage", health.usage)
+        use = code_use(self.all_gather(self._val_counts).reshape(-1, self.model.codebook_size).sum(dim=0))
+        self.log("val/codebook_perplexity", use.perplexity)
+        self.log("val/codes_used", use.codes_used)
+        self.log("val/codebook_usage", use.usage)
 
     def on_fit_start(self) -> None:
         if self.adversary is None:

@@ -9,8 +9,6 @@ import torch
 
 from vqvae.losses import (
     RECONSTRUCTION_LOSSES,
-    codebook_health,
-    count_codes,
     kl_to_uniform,
     logit_laplace_nll,
     squared_error_nll,
@@ -110,23 +108,3 @@ def test_kl_at_its_ends():
     assert kl_to_uniform(flat).item() == pytest.approx(0.0, abs=1e-5)
     assert kl_to_uniform(peaked).item() == pytest.approx(math.log(8192), rel=1e-6)
     assert kl_to_uniform(peaked.bfloat16()).dtype == torch.float32
-
-
-def test_count_codes():
-    counts = count_codes(torch.tensor([[[0, 2], [2, 4]]]), 6)
-    assert counts.tolist() == [1, 0, 2, 0, 1, 0]
-
-
-def test_health_against_scipy():
-    counts = np.random.default_rng(0).poisson(1.0, 100)
-    health = codebook_health(torch.tensor(counts))
-    assert health.perplexity.item() == pytest.approx(math.exp(scipy.stats.entropy(counts)), rel=1e-5)
-    assert health.codes_used.item() == (counts > 0).sum()
-    assert health.usage.item() == pytest.approx((counts > 0).mean())
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"), [([5, 5, 5, 5], (4, 4, 1)), ([0, 9, 0, 0], (1, 1, 0.25)), ([0, 0, 0, 0], (1, 0, 0))]
-)
-def test_health_at_its_ends(counts, expected):
-    assert [float(value) for value in codebook_health(torch.tensor(counts))] == pytest.approx(list(expected))

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vqvae.code_use import code_use, count_codes
 from vqvae.config import DiscreteVAEConfig
-from vqvae.losses import codebook_health, count_codes
 from vqvae.model import DiscreteVAE
 from vqvae.quantizers import QUANTIZERS
 
@@ -54,8 +54,8 @@ def test_a_small_training_ends_with_its_codes_in_use(variant):
     """At least 95 % of them, and not only here and there; and they tell the pictures apart by more than 2 dB."""
     model, images = trained(*VARIANTS[variant]), pictures(256, seed=1)
     indices = model.encode(images)
-    health = codebook_health(count_codes(indices, CODES))
-    assert health.usage >= 0.95
-    assert health.perplexity > CODES / 2
+    use = code_use(count_codes(indices, CODES))
+    assert use.usage >= 0.95
+    assert use.perplexity > CODES / 2
     error, without_codes = model.decode(indices) - images, images.mean(dim=0) - images
     assert 10 * torch.log10(without_codes.square().mean() / error.square().mean()) > 2
