@@ -205,11 +205,13 @@ def test_a_config_by_name(capsys):
 
 def test_two_devices(tokenizer_run, tmp_path):
     devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_steps=3"]
-    args = arguments("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}", *devices)
+    watched = "--trainer.callbacks+=tests.same_weights.SameWeights"
+    args = arguments("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}", *devices, watched)
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "prior", "fit", *args], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert "tensors are alike on 2 devices" in done.stdout
     assert done.stdout.count("model: ") == 1, "the first device alone exports"
     assert files_in(tmp_path / "run") >= RUN_FILES | MODEL_FILES | BUNDLE_FILES
     TextToImage.from_pretrained(tmp_path / "run" / "model")

@@ -45,11 +45,13 @@ def test_a_run_that_goes_on(losses, tmp_path):
 
 def test_two_devices(losses, tmp_path):
     devices = ["--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.max_steps=4"]
-    args = arguments("tokenizer", tmp_path / "run", *losses, *devices)
+    watched = "--trainer.callbacks+=tests.same_weights.SameWeights"
+    args = arguments("tokenizer", tmp_path / "run", *losses, *devices, watched)
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "tokenizer", "fit", *args], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert "tensors are alike on 2 devices" in done.stdout
     assert files_in(tmp_path / "run") >= RUN_FILES | MODEL_FILES
 
 

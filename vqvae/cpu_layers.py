@@ -66,4 +66,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _has_nnpack() -> bool:
-    return torch.backends.nnpack.is_available() and torch._C._get_nnpack_enabled()  # the first question also readies it
+    # Two of the three names are private in PyTorch and may be gone one day: then it is PyTorch's own convolution.
+    enabled = getattr(torch._C, "_get_nnpack_enabled", None)
+    known = enabled is not None and hasattr(torch.ops.aten, "_nnpack_spatial_convolution")
+    return known and enabled() and torch.backends.nnpack.is_available()  # the last question also readies it

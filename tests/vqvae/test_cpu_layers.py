@@ -102,9 +102,15 @@ def test_where_gradients_are_wanted_and_under_autocast_it_is_the_usual_way(winog
     assert winograd == []
 
 
+@pytest.mark.parametrize("gone", ["library", "switch", "operator"])
 @torch.no_grad()
-def test_without_nnpack_it_is_the_usual_way(winograd, monkeypatch):
-    monkeypatch.setattr(cpu_layers.torch.backends.nnpack, "is_available", lambda: False)
+def test_without_nnpack_it_is_the_usual_way(winograd, monkeypatch, gone):
+    if gone == "library":
+        monkeypatch.setattr(torch.backends.nnpack, "is_available", lambda: False)
+    elif gone == "switch":
+        monkeypatch.delattr(torch._C, "_get_nnpack_enabled")
+    else:
+        monkeypatch.setattr(cpu_layers.torch.ops, "aten", object())
     layer, x = layer_and_maps()
     torch.testing.assert_close(layer(x).double(), exact(layer, x), rtol=1e-5, atol=1e-5)
     assert winograd == []
