@@ -150,6 +150,13 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     assert answers == []
 
 
+def test_scripts_keep_what_they_free(monkeypatch):
+    called = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: called.append("kept"))
+    cli.run(lambda: called.append("ran"))
+    assert called == ["kept", "ran"]
+
+
 def test_a_model_and_its_run_stand_for_the_model(tmp_path):
     model = tmp_path / "run" / "model"
     model.mkdir(parents=True)

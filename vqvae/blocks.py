@@ -56,6 +56,4 @@ class Block(nn.Module):
         self.post_gain = post_gain
 
     def forward(self, x: Tensor) -> Tensor:
-        identity, residual = self.repeat(self.id_path(x)), self.res_path(x)
-        reused = None if torch.is_grad_enabled() or identity.dtype != residual.dtype else residual
-        return torch.add(identity, residual, alpha=self.post_gain, out=reused)
+        return torch.add(self.repeat(self.id_path(x)), self.res_path(x), alpha=self.post_gain)

@@ -9,30 +9,32 @@ import torch.nn as nn
 from torch import Tensor
 
 LEAST_WIDTH = 64  # channels in and out: with fewer, the transforms take what the products save
-LEAST_POSITIONS = 32 * 32
+LEAST_POSITIONS, MOST_POSITIONS = 32 * 32, 512 * 512  # of a map; NNPACK never gives back the memory it once took
 
 
 class Conv3x3(nn.Conv2d):
     """Keeps the size: (B, n_in, H, W) -> (B, n_out, H, W).
 
-    Wide layers on large maps go through NNPACK there, 1.5 to 3 times as fast, picture by picture, so that what becomes
-    of one does not depend on its batch. They round as if to 18 bits in the place of 22 (TF32, on a GPU: 11).
-    `torch.backends.nnpack.flags(enabled=False)` has them go PyTorch's way.
+    Wide layers on large maps go through NNPACK there, 1.2 to 3 times as fast, picture by picture, so that what becomes
+    of one does not depend on its batch. They round as if to 18 bits of the largest value in a tile of 8x8 positions, in
+    the place of 22 (TF32, on a GPU: 11), and what is not finite spreads over its tile. NNPACK has as many threads as
+    PyTorch had when it was first used. `torch.backends.nnpack.flags(enabled=False)` has the layers go PyTorch's way.
     """
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self._is_large_for(x) and _is_plain(x) and self.weight.dtype == torch.float32 and _has_nnpack()):
+        if not (_is_plain(x) and x.is_contiguous() and self._suits(x) and _has_nnpack()):
             return super().forward(x)
         convolve = torch.ops.aten._nnpack_spatial_convolution
         pictures = [convolve(picture, self.weight, self.bias, [1, 1]) for picture in x.split(1)]
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
-    def _is_large_for(self, x: Tensor) -> bool:
-        n_positions = x.shape[-2] * x.shape[-1]
-        return n_positions >= LEAST_POSITIONS and min(self.in_channels, self.out_channels) >= LEAST_WIDTH
+    def _suits(self, x: Tensor) -> bool:
+        wide = min(self.in_channels, self.out_channels) >= LEAST_WIDTH
+        large = LEAST_POSITIONS <= x.shape[2] * x.shape[3] <= MOST_POSITIONS
+        return wide and large and self.weight.dtype == torch.float32 and self.padding_mode == "zeros"
 
 
 class MaxPool2x2(nn.MaxPool2d):
@@ -45,23 +47,29 @@ class MaxPool2x2(nn.MaxPool2d):
         super().__init__(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _is_plain(x):
+        if not (_is_plain(x) and x.is_contiguous() and min(x.shape[2:]) >= 2):
             return super().forward(x)
         height, width = (side // 2 * 2 for side in x.shape[-2:])
         rows = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])
         return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
+def in_rows(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with each of its maps in rows, where that has these layers go their own way; else x as it is."""
+    return x.contiguous() if _is_plain(x) else x
+
+
 def _is_plain(x: Tensor) -> bool:
-    """Whether x is a batch of maps in rows, in float32, on a CPU, and nothing is to be differentiated."""
+    """Whether x is a batch of maps in float32 on a CPU, with nothing to be differentiated, traced or compiled."""
     return (
-        x.device.type == "cpu"
+        type(x) is Tensor
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.ndim == 4
-        and len(x) > 0
-        and x.is_contiguous()
+        and x.shape[0] > 0
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_files import CONFIG, load_config, load_weights, save_folder
 from vqvae.config import DiscreteVAEConfig
+from vqvae.cpu_layers import in_rows
 from vqvae.indices import check_indices
 from vqvae.networks import NETWORKS
 from vqvae.pixels import PIXEL_SPACES
@@ -88,7 +89,7 @@ class DiscreteVAE(nn.Module):
         """indices (B, h, w) int64 in [0, codebook_size) -> images (B, 3, H, W) in [0, 1]."""
         check_indices(indices, self.codebook_size)
         embedded = self.quantizer.indices_into(indices, self.decoder.input_conv)
-        return self.reconstruction(self.decoder.after_input(embedded.contiguous()))
+        return self.reconstruction(self.decoder.after_input(in_rows(embedded)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""
