@@ -284,6 +284,8 @@ def table(report: dict[str, Any]) -> str:
             value, low, high = Interval(**report[name])
             interval = "" if math.isnan(low) else f"  ({low:.{digits}f} to {high:.{digits}f})"
             lines.append(f"{label:<14}{value:>10.{digits}f} {unit}{interval}".rstrip())
+    if "rfid" in report:
+        lines.append("rFID falls with the number of pictures: to be compared at equal numbers only; KID does not")
     used, size = report["codes_used"], report["codebook_size"]
     lines += [
         f"{'codes used':<14}{used:>10,} of {size:,} ({used / size:.1%})",

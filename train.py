@@ -14,11 +14,13 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from PIL import Image
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
@@ -37,6 +39,7 @@ from model_files import TRAINING_STATE, load_checkpoint
 from pipeline import TextToImage, fingerprint, to_pil_images
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
+from vqvae.config import DiscreteVAEConfig
 from vqvae.folders import load_image_tokenizer, load_image_tokenizer_config
 from vqvae.training import TokenizerSystem
 
@@ -45,6 +48,11 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parent / "configs"
 GRID_PICTURES = 16
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
+OPTIONS_OF = {  # in model.vae: what only one choice of these knows, and how it is left out
+    "quantizer": {"quantizer_options": "{}"},
+    "network": {"post_gain": "null", "width_multipliers": "null"},
+}
+DEFAULTS_OF_CHOICES = {choice: getattr(DiscreteVAEConfig, choice) for choice in OPTIONS_OF}
 REJECTS = "rejects.json"  # there too: the unusable files of a folder of pictures, where no other report is asked for
 NOISE = (  # Lightning's, about things that are as they should be here
     ".*does not have many workers.*",
@@ -195,6 +203,23 @@ class TokenizerCLI(RunCLI):
         super().add_arguments_to_parser(parser)
         parser.link_arguments("data.image_size", "model.vae.image_size")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        super().parse_arguments(parser, args + _dropped_options(args))
+
+    def prepare(self) -> None:
+        """Refuses what the Trainer cannot do beside a discriminator, whose training is stepped by hand."""
+        if self.model.adversary is None:
+            return
+        for name, usual, instead in (
+            ("gradient_clip_val", None, "; model.adversarial.gradient_clip_val clips both networks"),
+            ("accumulate_grad_batches", 1, ""),
+        ):
+            if (value := getattr(self.trainer, name)) not in (usual, 0):
+                raise ValueError(
+                    f"trainer.{name} is {value}, which training with a discriminator does not know: expected "
+                    f"{'null' if usual is None else usual}{instead}"
+                )
+
     def export(self, folder: Path) -> None:
         self.model.model.save_pretrained(folder)
 
@@ -333,6 +358,38 @@ def _with_config_files(kind: str, args: list[str]) -> list[str]:
         elif arg.startswith("--config="):
             resolved[i] = f"--config={resolve_config(kind, arg.removeprefix('--config='))}"
     return resolved
+
+
+def _dropped_options(args: list[str]) -> list[str]:
+    """Empty values for what a config says of a quantizer or network in whose place the command line names another."""
+    config = {name: value for file in _config_files(args) for name, value in _vae_settings(file).items()}
+    dropped = []
+    for choice, options in OPTIONS_OF.items():
+        named, configured = _values_of(f"--model.vae.{choice}", args)[-1:], config.get(choice)
+        for option, empty in options.items():
+            given = any(arg.startswith(f"--model.vae.{option}") for arg in args)
+            if named and configured is not None and named != [configured] and config.get(option) and not given:
+                log.info("%s %s: the config's %s, meant for %s, is left out", choice, named[0], option, configured)
+                dropped.append(f"--model.vae.{option}={empty}")
+    return dropped
+
+
+def _config_files(args: list[str]) -> list[str]:
+    return _values_of("--config", args) or _values_of("-c", args)
+
+
+def _values_of(name: str, args: list[str]) -> list[str]:
+    """What is given as `name VALUE` or `name=VALUE`, in order."""
+    pairs = zip_longest(args, args[1:], fillvalue="")
+    return [after if arg == name else arg.removeprefix(f"{name}=") for arg, after in pairs if arg.split("=")[0] == name]
+
+
+def _vae_settings(file: str) -> dict[str, Any]:
+    """`model.vae` of a config; none where the file is no config, which the parser will say."""
+    try:
+        return DEFAULTS_OF_CHOICES | yaml.safe_load(Path(file).read_text(encoding="utf-8"))["model"]["vae"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return {}
 
 
 def be_quiet() -> None:

@@ -55,6 +55,24 @@ def test_two_devices(losses, tmp_path):
     assert files_in(tmp_path / "run") >= RUN_FILES | MODEL_FILES
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("gradient_clip_val=1.0", "gradient_clip_val is 1.0, .* expected null; model.adversarial.gradient_clip_val"),
+        ("accumulate_grad_batches=2", "accumulate_grad_batches is 2, .* expected 1"),
+    ],
+)
+def test_what_the_trainer_cannot_do_beside_a_discriminator(losses, tmp_path, setting, said):
+    with pytest.raises(ValueError, match=f"trainer.{said}"):
+        fit("tokenizer", tmp_path / "run", *losses, f"--trainer.{setting}")
+
+
+def test_a_discriminator_that_never_judges_is_told(losses, tmp_path, caplog):
+    late = losses[1].replace('"start_step": 2', '"start_step": 4')
+    fit("tokenizer", tmp_path / "run", losses[0], late, *losses[2:])
+    assert "never judges: it starts at step 4, the run ends at 4" in caplog.text
+
+
 def test_missing_weights_are_told_before_anything_is_done(losses, tmp_path):
     with pytest.raises(ValueError, match=r"no file .*lpips-vgg.safetensors: .* convert it once: python -m vqvae"):
         fit("tokenizer", tmp_path / "run", *losses[1:], f"--model.perceptual.weights={tmp_path}")

@@ -49,6 +49,12 @@ def test_a_checkpoint_of_another_tokenizer(fails, command, tokenizer_run, prior_
     assert f"trained on codes of tokenizer {fingerprint(own)}, --tokenizer is {fingerprint(other)}" in said
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_tokenizer_with_weights_in_another_precision(fails, tmp_path, precision):
+    said = fails("tokenizer", "fit", *arguments("tokenizer", tmp_path / "run", f"--trainer.precision={precision}"))
+    assert "a tokenizer trains in 32-true, bf16-mixed or 16-mixed, not with weights in torch." in said
+
+
 def test_a_run_is_not_overwritten(fails, tokenizer_run):
     assert "holds a run already: go on with --ckpt_path last" in fails(
         "tokenizer", "fit", *arguments("tokenizer", tokenizer_run)

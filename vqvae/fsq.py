@@ -30,13 +30,14 @@ class FSQ(Quantizer):
     Args:
         codebook_size: K, the product of the levels.
         values_per_code: colour values for which a code stands; unused here, part of every quantizer's signature.
-        levels: of each channel, D whole numbers of at least 3; by default those of the paper's table 1 with K codes.
+        levels: of each channel, D whole numbers of at least 3; by default those of the paper's table 1 with K codes, or
+            eights and fours where K is another power of 2.
     """
 
     def __init__(self, codebook_size: int, values_per_code: int, *, levels: Sequence[int] = ()) -> None:
         super().__init__(codebook_size)
         # No buffers: an average of weights (EMA) averages those too, and may round whole numbers to the next lower one.
-        self.levels = _checked(levels or _papers_levels(codebook_size), codebook_size)
+        self.levels = _checked(levels or _usual_levels(codebook_size), codebook_size)
         self.in_channels = self.out_channels = len(self.levels)
 
     def bound(self, z_e: Tensor) -> Tensor:
@@ -79,13 +80,17 @@ def _bound(z: Tensor, n: int) -> Tensor:
     return torch.tanh(z + math.atanh(offset / half_range)) * half_range - offset
 
 
-def _papers_levels(codebook_size: int) -> tuple[int, ...]:
+def _usual_levels(codebook_size: int) -> tuple[int, ...]:
     by_size = {math.prod(levels): levels for levels in PAPERS_LEVELS}
+    n_bits = codebook_size.bit_length() - 1
+    if codebook_size == 2**n_bits and n_bits >= 2 and codebook_size not in by_size:
+        n_fours = -n_bits % 3  # 2 bits each in the place of 3
+        return (8,) * ((n_bits - 2 * n_fours) // 3) + (4,) * n_fours
     if codebook_size not in by_size:
         known = ", ".join(f"{size} codes {list(levels)}" for size, levels in by_size.items())
         raise ValueError(
             f"codebook_size is {codebook_size} and no levels are given: expected levels whose product is "
-            f"{codebook_size}, or a codebook_size of the paper's ({known})"
+            f"{codebook_size}, a power of 2, or a codebook_size of the paper's ({known})"
         )
     return by_size[codebook_size]
 

@@ -19,7 +19,7 @@ from vqvae.config import DiscreteVAEConfig
 from vqvae.cpu_layers import in_rows
 from vqvae.indices import check_indices
 from vqvae.networks import NETWORKS
-from vqvae.pixels import PIXEL_SPACES
+from vqvae.pixels import PIXEL_SPACES, check_range
 from vqvae.quantizer import Quantized
 from vqvae.quantizers import build_quantizer
 
@@ -65,14 +65,14 @@ class DiscreteVAE(nn.Module):
         return self.encoder(self._checked_pixels(images))
 
     def _checked_pixels(self, images: Tensor) -> Tensor:
-        factor = self.config.downsample_factor
+        factor, dtype = self.config.downsample_factor, self.encoder.output_conv.weight.dtype
         if not images.is_floating_point():
             raise ValueError(f"images have dtype {images.dtype}, expected floats in [0, 1]")
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {factor}"
             )
-        return self.pixels.from_images(images)
+        return self.pixels.from_images(images).to(dtype)
 
     def reconstruction(self, maps: Tensor) -> Tensor:
         """The picture that maps (B, n_maps, H, W) stand for: (B, 3, H, W) in [0, 1]."""
@@ -80,8 +80,13 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) in [0, 1] -> indices (B, h, w) int64."""
-        features = self.encoder.features(self._checked_pixels(images))
+        """images (B, 3, H, W) in [0, 1] -> indices (B, h, w) int64.
+
+        Raises ValueError for other shapes and dtypes, and for values far outside, as of pictures in 0..255 or -1..1.
+        """
+        pixels = self._checked_pixels(images)
+        check_range(images)
+        features = self.encoder.features(pixels)
         return self.quantizer.indices_after(features, self.encoder.output_conv)
 
     @torch.no_grad()
@@ -99,6 +104,11 @@ class DiscreteVAE(nn.Module):
     def load_config(folder: str | Path) -> DiscreteVAEConfig:
         """The configuration in a model folder. Raises ValueError naming the file that is missing or of another kind."""
         settings = load_config(folder)
+        if (kind := settings.get("kind")) is not None:
+            raise ValueError(
+                f"{Path(folder) / CONFIG} is of kind {kind!r}, no discrete VAE's: vqvae.folders.load_image_tokenizer "
+                "loads any kind"
+            )
         with _naming_the_config(folder):
             return DiscreteVAEConfig(**settings)
 

@@ -19,6 +19,7 @@ from kernels.nearest import nearest_code
 from model_files import CONFIG, load_config, load_weights, save_folder
 from vqvae.indices import check_indices
 from vqvae.kmeans import kmeans
+from vqvae.pixels import check_range
 
 KIND = "palette"
 
@@ -79,6 +80,7 @@ class Palette(nn.Module):
         """images (B, 3, H, W) in [0, 1] -> indices (B, H, W) int64."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images are {images.dtype} of shape {tuple(images.shape)}, expected floats (B, 3, H, W)")
+        check_range(images)
         return nearest_code(images.float().movedim(1, -1), self.colours)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 0.1
+OVERSHOOT = 0.25  # beyond [0, 1], more than sharp resizing makes
 
 
 def map_pixels(images: Tensor) -> Tensor:
@@ -23,6 +24,15 @@ def map_pixels(images: Tensor) -> Tensor:
 def unmap_pixels(mapped: Tensor) -> Tensor:
     """Inverse of phi: (0, 1) -> a little beyond [0, 1]."""
     return (mapped - EPSILON) / (1 - 2 * EPSILON)
+
+
+def check_range(images: Tensor) -> None:
+    """Raises ValueError for images that look to be in another range than [0, 1]; not while being compiled."""
+    if torch.compiler.is_compiling() or images.is_meta or images.numel() == 0:
+        return
+    least, most = (value.item() for value in images.aminmax())
+    if least < -OVERSHOOT or most > 1 + OVERSHOOT:
+        raise ValueError(f"images run from {least:.4g} to {most:.4g}, expected [0, 1]")
 
 
 class PixelSpace:

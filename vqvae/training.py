@@ -4,6 +4,7 @@ With `adversarial`, the discriminator has an optimiser of its own and both are s
 steps counts the generator's.
 """
 
+import logging
 import math
 import time
 from typing import Any
@@ -25,6 +26,8 @@ from vqvae.lpips import SMALLEST_SIDE
 from vqvae.model import DiscreteVAE
 from vqvae.optim import TokenizerOptim, make_optimizer
 from vqvae.seeding import seeded
+
+log = logging.getLogger(__name__)
 
 
 def _ssim(recon: Tensor, images: Tensor) -> Tensor:
@@ -190,6 +193,11 @@ class TokenizerSystem(pl.LightningModule):
         self.log("val/codebook_usage", use.usage)
 
     def on_fit_start(self) -> None:
+        if self.dtype != torch.float32:
+            raise ValueError(
+                f"a tokenizer trains in 32-true, bf16-mixed or 16-mixed, not with weights in {self.dtype}: averages of "
+                "its codes are kept in float32"
+            )
         if self.adversary is None:
             return
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
@@ -197,6 +205,13 @@ class TokenizerSystem(pl.LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ValueError("adversarial training on several devices needs strategy ddp_find_unused_parameters_true")
+        start_step = self.adversary.config.start_step
+        if 0 < self.trainer.max_steps <= start_step:
+            log.warning(
+                "the discriminator never judges: it starts at step %s, the run ends at %s",
+                f"{start_step:,}",
+                f"{self.trainer.max_steps:,}",
+            )
 
     def configure_optimizers(self) -> Any:
         optim = self.optim

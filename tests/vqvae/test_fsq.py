@@ -99,6 +99,14 @@ def test_no_loss():
     assert not quantized.parts
 
 
+@pytest.mark.parametrize(
+    ("codebook_size", "levels"),
+    [(4, (4,)), (8, (8,)), (16, (4, 4)), (32, (8, 4)), (512, (8, 8, 8)), (1024, (8, 8, 4, 4)), (8192, (8, 8, 8, 4, 4))],
+)
+def test_the_usual_levels_of_powers_of_two(codebook_size, levels):
+    assert FSQ(codebook_size, 192).levels == levels
+
+
 @pytest.mark.parametrize("levels", PAPERS_LEVELS)
 def test_the_papers_levels_by_size(levels):
     quantizer = FSQ(math.prod(levels), 192)
@@ -110,9 +118,9 @@ def test_the_papers_levels_by_size(levels):
     ("codebook_size", "levels", "message"),
     [
         (
-            256,
+            300,
             [],
-            r"codebook_size is 256 and no levels are given: .* product is 256, or .*\(240 codes \[8, 6, 5\], 1000",
+            r"codebook_size is 300 and no levels are given: .* 300, a power of 2, or .*\(240 codes \[8, 6, 5\], 1000",
         ),
         (256, [8, 6, 5], r"levels is \[8, 6, 5\] with product 240, expected the product to be codebook_size, 256"),
         (32, [16, 2], r"levels is \[16, 2\], expected whole numbers from 3 to 1000 \(of 2 levels: lfq or bsq\)"),

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae.config import DiscreteVAEConfig
 from vqvae.model import DiscreteVAE
+from vqvae.palette import Palette, PaletteConfig
 from vqvae.pixels import map_pixels
 
 
@@ -144,6 +145,26 @@ def test_wrong_images_are_refused(make_model, shape, message):
 def test_bytes_are_refused(make_model):
     with pytest.raises(ValueError, match=r"images have dtype torch.uint8, expected floats in \[0, 1\]"):
         make_model().encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("scale", "shift", "said"), [(255, 0, "from 0 to 2"), (2, -1, "from -1 to 1")])
+def test_pictures_in_another_range_are_refused(make_model, images, scale, shift, said):
+    images = (images - images.min()) / (images.max() - images.min())
+    model = make_model().eval()
+    with pytest.raises(ValueError, match=rf"images run {said}.*expected \[0, 1\]"):
+        model.encode(images * scale + shift)
+    model.encode(images * 1.4 - 0.2)
+
+
+def test_half_precision_takes_floats(make_model, images):
+    model = make_model().eval().bfloat16()
+    assert (model.encode(images) == model.encode(images.bfloat16())).float().mean() > 0.8
+
+
+def test_a_palette_is_no_discrete_vae(tmp_path):
+    Palette.fit(PaletteConfig(image_size=4, codebook_size=2), torch.rand(50, 3), steps=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is of kind 'palette', no discrete VAE's: .*load_image_tokenizer"):
+        DiscreteVAE.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

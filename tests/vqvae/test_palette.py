@@ -92,7 +92,7 @@ def test_folders_of_both_kinds(palette, tmp_path):
         )
     with pytest.raises(ValueError, match=r"config.json is no palette's"):
         Palette.from_pretrained(tmp_path / "vae")
-    with pytest.raises(ValueError, match=r"config.json is no discrete VAE's"):
+    with pytest.raises(ValueError, match=r"config.json is of kind 'palette', no discrete VAE's"):
         DiscreteVAE.from_pretrained(tmp_path / "palette")
     (tmp_path / "vae" / "config.json").write_text(json.dumps({"kind": "wavelet"}))
     with pytest.raises(ValueError, match=r"config.json is of kind 'wavelet', expected palette or none"):
