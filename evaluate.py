@@ -149,6 +149,7 @@ def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
         "split": options.split,
         "device": str(device),
         "bf16": options.bf16,
+        "lpips_net": None if lpips is None else options.lpips_net,
         "threads": torch.get_num_threads(),
     }
     worst = measured.values["psnr"].argsort()[:WORST].tolist()

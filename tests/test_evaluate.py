@@ -60,6 +60,7 @@ def test_all_figures(pictures, palette, judges, tmp_path, capsys):
     assert report == json.loads((out / "report.json").read_text())
     model = Palette.from_pretrained(palette / "model")
     assert report["pictures"] == 20
+    assert report["lpips_net"] == "alex"
     for name in ("psnr", "ssim", "lpips", "rfid", "kid"):
         assert report[name]["low"] <= report[name]["value"] <= report[name]["high"], name
     assert report["bits_per_pixel"] == math.log2(64)
@@ -95,6 +96,7 @@ def test_a_discrete_vae_in_bf16_on_one_split(pictures, tmp_path):
     assert report["bits_per_pixel"] == 16 * 5 / 256
     assert all(entry["key"].startswith("test/") for entry in report["worst"])
     assert "lpips" not in report
+    assert report["lpips_net"] is None
     assert "rfid" not in report
 
 
