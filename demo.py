@@ -56,7 +56,7 @@ TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relat
 # left of 10 minutes is for sampling, and for a machine that becomes slower. A slow machine makes fewer updates, but not
 # less than a third: below that nothing is learnt, and a machine that is busy just during the trials would look slow.
 TOKENIZER_STEPS, TOKENIZER_END = 2400, 160
-PRIOR_STEPS, PRIOR_END = 2900, 520
+PRIOR_STEPS, PRIOR_END = 2900, 490
 VALIDATIONS = 4  # in each training
 
 
