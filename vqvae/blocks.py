@@ -42,6 +42,8 @@ class Block(nn.Module):
         self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], post_gain: float, upsample: bool = False
     ) -> None:
         super().__init__()
+        if upsample and kernels[0] != 1:
+            raise ValueError(f"the first kernel is {kernels[0]}, expected 1 for a block that upsamples")
         n_hid = n_out // 4
         widths = (n_in, n_hid, n_hid, n_hid, n_out)
         self.repeat = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()

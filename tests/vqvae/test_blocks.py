@@ -75,3 +75,8 @@ def test_the_input_stays_as_it_was_also_without_gradients(widths):
         found = block(x)
     torch.testing.assert_close(found, expected)
     assert torch.equal(x, before)
+
+
+def test_only_a_1x1_convolution_may_come_before_the_upsampling():
+    with pytest.raises(ValueError, match="the first kernel is 3, expected 1"):
+        Block(8, 8, (3, 3, 3, 1), 0.25, upsample=True)
