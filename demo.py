@@ -28,13 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import cli
+from config_files import CONFIGS
 from data.checker import check, score
 from data.shapes import Drawing, ShapesConfig, ShapesSource, draw
 from data.transforms import evaluation_crop
 from encoding import encode_source
 from grids import captioned_grid, reconstruction_grid, save_png
 from pipeline import TextToImage, to_pil_images
-from train import CONFIGS, be_quiet, train
+from train import be_quiet, train
 from transformer.sampling import SamplingConfig
 from vqvae.folders import load_image_tokenizer
 

@@ -14,13 +14,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from jsonargparse import ArgumentError
 from PIL import Image
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
@@ -32,6 +30,7 @@ from torch import Tensor
 
 import cli
 from callbacks import ImageTokenizerRecord, PictureWriter, Progress, RunCheckpoint
+from config_files import dropped_options, with_config_files
 from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
@@ -39,20 +38,13 @@ from model_files import TRAINING_STATE, load_checkpoint
 from pipeline import TextToImage, fingerprint, to_pil_images
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
-from vqvae.config import DiscreteVAEConfig
 from vqvae.folders import load_image_tokenizer, load_image_tokenizer_config
 from vqvae.training import TokenizerSystem
 
 log = logging.getLogger(__name__)
 
-CONFIGS = Path(__file__).parent / "configs"
 GRID_PICTURES = 16
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
-OPTIONS_OF = {  # in model.vae: what only one choice of these knows, and how it is left out
-    "quantizer": {"quantizer_options": "{}"},
-    "network": {"post_gain": "null", "width_multipliers": "null"},
-}
-DEFAULTS_OF_CHOICES = {choice: getattr(DiscreteVAEConfig, choice) for choice in OPTIONS_OF}
 REJECTS = "rejects.json"  # there too: the unusable files of a folder of pictures, where no other report is asked for
 NOISE = (  # Lightning's, about things that are as they should be here
     ".*does not have many workers.*",
@@ -204,7 +196,7 @@ class TokenizerCLI(RunCLI):
         parser.link_arguments("data.image_size", "model.vae.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        super().parse_arguments(parser, args + _dropped_options(args))
+        super().parse_arguments(parser, args + dropped_options(args))
 
     def prepare(self) -> None:
         """Refuses what the Trainer cannot do beside a discriminator, whose training is stepped by hand."""
@@ -294,18 +286,6 @@ KINDS = {
 }
 
 
-def resolve_config(kind: str, name: str) -> str:
-    """A config's file from its path or its name in configs/. Raises ValueError where there is neither."""
-    folder = CONFIGS / kind
-    named = folder / f"{name}.yaml"
-    if Path(name).is_file():
-        return name
-    if named.is_file():
-        return str(named)
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise ValueError(f"unknown config {name!r}: no such file, and the {kind} configs are {known}")
-
-
 def train(kind: str, args: list[str]) -> dict[str, float]:
     """What `python train.py KIND ARGS` does; returns the last values of what was logged (train/loss, val/psnr, ...).
 
@@ -320,7 +300,7 @@ def train(kind: str, args: list[str]) -> dict[str, float]:
         run = run_class(
             system,
             data,
-            args=_with_config_files(kind, args),
+            args=with_config_files(kind, args),
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
@@ -348,48 +328,6 @@ def _shortest(error: ArgumentError) -> str:
     while "compute_fn" in str(cause) and cause.__cause__ is not None:
         cause = cause.__cause__
     return str(cause)
-
-
-def _with_config_files(kind: str, args: list[str]) -> list[str]:
-    resolved = list(args)
-    for i, arg in enumerate(resolved):
-        if arg in ("-c", "--config") and i + 1 < len(resolved):
-            resolved[i + 1] = resolve_config(kind, resolved[i + 1])
-        elif arg.startswith("--config="):
-            resolved[i] = f"--config={resolve_config(kind, arg.removeprefix('--config='))}"
-    return resolved
-
-
-def _dropped_options(args: list[str]) -> list[str]:
-    """Empty values for what a config says of a quantizer or network in whose place the command line names another."""
-    config = {name: value for file in _config_files(args) for name, value in _vae_settings(file).items()}
-    dropped = []
-    for choice, options in OPTIONS_OF.items():
-        named, configured = _values_of(f"--model.vae.{choice}", args)[-1:], config.get(choice)
-        for option, empty in options.items():
-            given = any(arg.startswith(f"--model.vae.{option}") for arg in args)
-            if named and configured is not None and named != [configured] and config.get(option) and not given:
-                log.info("%s %s: the config's %s, meant for %s, is left out", choice, named[0], option, configured)
-                dropped.append(f"--model.vae.{option}={empty}")
-    return dropped
-
-
-def _config_files(args: list[str]) -> list[str]:
-    return _values_of("--config", args) or _values_of("-c", args)
-
-
-def _values_of(name: str, args: list[str]) -> list[str]:
-    """What is given as `name VALUE` or `name=VALUE`, in order."""
-    pairs = zip_longest(args, args[1:], fillvalue="")
-    return [after if arg == name else arg.removeprefix(f"{name}=") for arg, after in pairs if arg.split("=")[0] == name]
-
-
-def _vae_settings(file: str) -> dict[str, Any]:
-    """`model.vae` of a config; none where the file is no config, which the parser will say."""
-    try:
-        return DEFAULTS_OF_CHOICES | yaml.safe_load(Path(file).read_text(encoding="utf-8"))["model"]["vae"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        return {}
 
 
 def be_quiet() -> None:

@@ -11,13 +11,14 @@ import yaml
 from jsonargparse import Namespace
 
 import train
+from config_files import CONFIGS
 from transformer.config import PRESETS as PRIOR_PRESETS
 from vqvae.config import DiscreteVAEConfig
 from vqvae.lpips import LPIPS
 
 TOKENIZER_PRESETS = ("openai", "base", "small", "tiny")  # there are only the files
 PRESETS = {"tokenizer": TOKENIZER_PRESETS, "prior": tuple(PRIOR_PRESETS)}
-FILES = [(path.parent.name, path.stem) for path in sorted(train.CONFIGS.glob("*/*.yaml"))]
+FILES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
 NAMED = [(kind, name) for kind, names in PRESETS.items() for name in names]
 CODES_OF = {"tiny": "tiny", "small": "small"}  # the tokenizer that a prior is meant for; the paper's for the others
 
@@ -27,7 +28,7 @@ class _Parsed(Exception):
 
 
 def text_of(kind: str, name: str) -> str:
-    return (train.CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    return (CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def tokenizer_config(name: str) -> DiscreteVAEConfig:

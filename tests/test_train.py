@@ -14,6 +14,7 @@ from PIL import Image
 
 import cli
 import train
+from config_files import CONFIGS
 from pipeline import TextToImage, fingerprint
 from tests.runs import (
     BUNDLE_FILES,
@@ -195,11 +196,11 @@ def test_help_and_print_config(capsys):
 
 
 def test_a_config_by_name(capsys):
-    (name, *_) = sorted(path.stem for path in (train.CONFIGS / "tokenizer").glob("*.yaml"))
+    (name, *_) = sorted(path.stem for path in (CONFIGS / "tokenizer").glob("*.yaml"))
     for config in (["--config", name], [f"--config={name}"], ["-c", name]):
         with pytest.raises(SystemExit):
             train.train("tokenizer", ["fit", *config, "--data.folder", "pictures", "--print_config"])
-        expected = yaml.safe_load((train.CONFIGS / "tokenizer" / f"{name}.yaml").read_text())
+        expected = yaml.safe_load((CONFIGS / "tokenizer" / f"{name}.yaml").read_text())
         assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == expected["trainer"]["max_steps"]
 
 
