@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.text import TextTokenizer
+from transformer.decoding import generate
 from transformer.model import Prior
-from transformer.sampling import SamplingConfig, generate
+from transformer.sampling import SamplingConfig
 from vqvae.folders import load_image_tokenizer
 
 BUNDLE, IMAGE_TOKENIZER, TEXT_TOKENIZER = "bundle.json", "image_tokenizer", "tokenizer.json"

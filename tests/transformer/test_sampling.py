@@ -5,147 +5,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import attention
-from kernels.patterns import Pattern
 from transformer import sampling
-from transformer.cache import KVCache
-from transformer.embeddings import null_captions
 from transformer.noise import exponential_noise
-from transformer.sampling import (
-    SamplingConfig,
-    choose_token,
-    decode_one_token,
-    generate,
-    guide,
-    prefill,
-    sample_token,
-    warp_logits,
-)
-
-BLOCKS = pytest.mark.parametrize("block", ["paper", "modern"])
-PADS = pytest.mark.parametrize("attend_pads", [True, False])
-
-
-@torch.no_grad()
-def decoded_logits(prior, text_tokens, image_tokens, start: int = 0) -> torch.Tensor:
-    """Logits of the image tokens from `start` on by the cache, each earlier token given: (B, h * w - start, K)."""
-    cache, prefix_lengths = KVCache(prior.patterns), prior.prefix_lengths(text_tokens)
-    flat = image_tokens.flatten(1)
-    logits = [prefill(prior, text_tokens, flat[:, :start], cache)]
-    for index in range(start, flat.shape[1] - 1):
-        logits.append(decode_one_token(prior, flat[:, index], index, cache, prefix_lengths))
-    return torch.stack(logits, dim=1)
-
-
-@BLOCKS
-@PADS
-@pytest.mark.parametrize("conv_wrap", ["linear", "clamped", "modulo"])
-def test_cache_equals_the_full_forward_pass(make_prior, make_batch, block, attend_pads, conv_wrap):
-    """At every position of the picture, through row, column and conv layers."""
-    prior = make_prior(block=block, attend_pads=attend_pads, conv_wrap=conv_wrap)
-    text_tokens, image_tokens = make_batch(5)
-    expected = prior(text_tokens, image_tokens).image_logits
-    torch.testing.assert_close(decoded_logits(prior, text_tokens, image_tokens), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture
-def tall(make_prior):
-    """A prior of one mask on 9x3 tokens, where a row layer's cache keeps 4 of the 27, and a batch for it."""
-
-    def make(kind: str, conv_wrap: str, attend_pads: bool = True):
-        prior = make_prior(attend_pads=attend_pads, n_layer=3, grid_size=(9, 3), conv_wrap=conv_wrap)
-        prior.patterns = [prior.config.pattern(kind)] * 3
-        text_tokens = torch.tensor([[4, 7, 1, 0, 3], [9, 2, 5, -1, -1], [-1] * 5])
-        return prior, text_tokens, torch.randint(0, 13, (3, 9, 3))
-
-    return make
-
-
-EVERY_MASK = pytest.mark.parametrize(
-    ("kind", "conv_wrap"),
-    [("causal", "linear"), ("row", "linear"), ("column", "linear")]
-    + [("conv", wrap) for wrap in ("linear", "clamped", "modulo")],
-)
-
-
-@EVERY_MASK
-@PADS
-def test_cache_equals_the_full_forward_pass_for_each_mask(tall, kind, conv_wrap, attend_pads):
-    """Where the short caches are overwritten four times and more."""
-    prior, text_tokens, image_tokens = tall(kind, conv_wrap, attend_pads)
-    expected = prior(text_tokens, image_tokens).image_logits
-    torch.testing.assert_close(decoded_logits(prior, text_tokens, image_tokens), expected, atol=1e-5, rtol=1e-5)
-
-
-@EVERY_MASK
-@pytest.mark.parametrize("start", [4, 8, 20])
-def test_a_given_beginning_may_be_longer_than_the_cache(tall, kind, conv_wrap, start):
-    prior, text_tokens, image_tokens = tall(kind, conv_wrap)
-    expected = prior(text_tokens, image_tokens).image_logits[:, start:]
-    decoded = decoded_logits(prior, text_tokens, image_tokens, start)
-    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "conv_wrap"), [("row", "linear"), ("conv", "linear"), ("conv", "modulo")])
-def test_a_cache_one_key_too_short_is_caught(tall, kind, conv_wrap, monkeypatch):
-    """The planted fault is refused; and where nothing refuses it, the logits are off from the first overwriting on."""
-    prior, text_tokens, image_tokens = tall(kind, conv_wrap)
-    expected = prior(text_tokens, image_tokens).image_logits
-    kept = prior.patterns[0].cache_len - prior.config.text_len
-    monkeypatch.setattr(Pattern, "cache_len", property(lambda self: self.text_len + self.reach))
-    with pytest.raises(
-        ValueError, match=f"against {6 + kept - 1} cached keys: with 6 of the text they need {6 + kept}"
-    ):
-        decoded_logits(prior, text_tokens, image_tokens)
-    monkeypatch.setattr(attention, "check_cached", lambda *args: None)
-    wrong = (decoded_logits(prior, text_tokens, image_tokens) - expected).abs().amax(dim=(0, 2)) > 1e-3
-    assert wrong.nonzero().flatten()[0] == kept
-
-
-@BLOCKS
-@PADS
-@pytest.mark.parametrize("start", [1, 5, 11])
-def test_prefill_takes_in_a_given_beginning(make_prior, make_batch, block, attend_pads, start):
-    prior = make_prior(block=block, attend_pads=attend_pads)
-    text_tokens, image_tokens = make_batch(3)
-    expected = prior(text_tokens, image_tokens).image_logits[:, start:]
-    decoded = decoded_logits(prior, text_tokens, image_tokens, start)
-    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("attend_pads", [True, False])
-def test_cache_by_triton_equals_the_full_forward_pass(tall, monkeypatch, attend_pads):
-    """The steps as a GPU takes them, in Triton's interpreter where there is none."""
-    pytest.importorskip("triton", reason="Triton is for Linux")
-    from kernels import decode
-
-    prior, text_tokens, image_tokens = tall("row", "modulo", attend_pads)
-    prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv")]
-    expected = prior(text_tokens, image_tokens).image_logits[:, 20:]
-    steps = []
-    monkeypatch.setattr(attention, "suits_triton", lambda q: True)
-    monkeypatch.setattr(decode, "run_step", lambda *args, run=decode.run_step: steps.append(1) or run(*args))
-    decoded = decoded_logits(prior, text_tokens, image_tokens, 20)
-    assert len(steps) == 6 * 3
-    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(make_prior, make_batch):
-    prior = make_prior()
-    text_tokens, _ = make_batch(3)
-    config = SamplingConfig(temperature=0)
-    tokens = generate(prior, text_tokens, seeds=torch.arange(3), config=config)
-    assert torch.equal(prior(text_tokens, tokens).image_logits.argmax(dim=-1), tokens.flatten(1))
-
-
-def test_guided_tokens_are_drawn_from_the_guided_full_forward_pass(make_prior, make_batch):
-    prior = make_prior()
-    text_tokens, _ = make_batch(3)
-    config = SamplingConfig(temperature=0, guidance_scale=2.5)
-    tokens = generate(prior, text_tokens, seeds=torch.arange(3), config=config)
-    cond = prior(text_tokens, tokens).image_logits
-    null = prior(null_captions(3, 6), tokens).image_logits
-    assert torch.equal((null + 2.5 * (cond - null)).argmax(dim=-1), tokens.flatten(1))
+from transformer.sampling import SamplingConfig, choose_token, guide, sample_token, warp_logits
 
 
 class _NoFloat64(TorchDispatchMode):
@@ -172,74 +34,11 @@ def test_devices_without_float64_draw_on_the_cpu(monkeypatch, settings):
     assert (token.shape, token.dtype, token.device.type) == ((2,), torch.int64, "cuda")
 
 
-@BLOCKS
-def test_a_picture_is_a_function_of_its_own_seed(make_prior, make_batch, block):
-    """Alone, in a batch of five, in another order: the same."""
-    prior = make_prior(block=block)
-    text_tokens, _ = make_batch(5)
-    seeds = torch.tensor([3, 1, 4, 1, -5])
-    config = SamplingConfig(guidance_scale=1.5, top_k=9, top_p=0.95)
-    together = generate(prior, text_tokens, seeds=seeds, config=config)
-    assert together.shape == (5, 4, 3)
-    for row in range(5):
-        alone = generate(prior, text_tokens[row : row + 1], seeds=seeds[row : row + 1], config=config)
-        assert torch.equal(alone[0], together[row])
-    order = torch.tensor([4, 2, 0, 3, 1])
-    assert torch.equal(generate(prior, text_tokens[order], seeds=seeds[order], config=config), together[order])
-
-
-def test_other_seeds_give_other_pictures(make_prior, make_batch):
-    prior = make_prior()
-    text_tokens = make_batch(1)[0].expand(8, -1)
-    tokens = generate(prior, text_tokens, seeds=torch.arange(8), config=SamplingConfig())
-    assert len({tuple(picture.flatten().tolist()) for picture in tokens}) == 8
-
-
-def test_given_tokens_stay_and_the_rest_goes_on_from_them(make_prior, make_batch):
-    prior = make_prior()
-    text_tokens, _ = make_batch(3)
-    seeds, config = torch.arange(3), SamplingConfig(guidance_scale=2.0)
-    whole = generate(prior, text_tokens, seeds=seeds, config=config)
-    for count in (0, 1, 7, 12):
-        prefix = whole.flatten(1)[:, :count]
-        again = generate(prior, text_tokens, seeds=seeds, config=config, prefix_image_tokens=prefix)
-        assert torch.equal(again, whole)  # the noise of a position does not depend on where sampling began
-    other = (whole.flatten(1)[:, :7] + 1) % 13
-    completed = generate(prior, text_tokens, seeds=seeds, config=config, prefix_image_tokens=other)
-    assert torch.equal(completed.flatten(1)[:, :7], other)
-
-
-def test_progress_counts_tokens(make_prior, make_batch):
-    calls = []
-    text_tokens, image_tokens = make_batch(2)
-    generate(
-        make_prior(),
-        text_tokens,
-        seeds=torch.arange(2),
-        config=SamplingConfig(),
-        prefix_image_tokens=image_tokens.flatten(1)[:, :9],
-        progress=lambda done, total: calls.append((done, total)),
-    )
-    assert calls == [(9, 12), (10, 12), (11, 12), (12, 12)]
-
-
 def test_guidance_ends():
     cond, null = torch.randn(2, 4, 7)
     torch.testing.assert_close(guide(cond, null, 1.0), cond)
     torch.testing.assert_close(guide(cond, null, 0.0), null)
     torch.testing.assert_close(guide(cond, null, 3.0), cond + 2 * (cond - null))
-
-
-def test_without_guidance_no_null_rows_are_run(make_prior, make_batch, monkeypatch):
-    prior = make_prior()
-    text_tokens, _ = make_batch(2)
-    rows = []
-    monkeypatch.setattr(
-        prior.embedding, "text", lambda tokens, text=prior.embedding.text: rows.append(len(tokens)) or text(tokens)
-    )
-    for scale in (1.0, 2.0):
-        generate(prior, text_tokens, seeds=torch.arange(2), config=SamplingConfig(guidance_scale=scale))
-    assert rows == [2, 4]
 
 
 def probabilities(logits: list[float], **settings) -> list[float]:
@@ -315,22 +114,3 @@ def test_temperature_zero_ignores_noise_and_cuts():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SamplingConfig(**settings)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"text_tokens": torch.zeros(2, 6).long()}, r"text_tokens are \(2, 6\)"),
-        ({"text_tokens": torch.full((2, 5), 11)}, "text_tokens hold ids from 11 to 11, expected -1 to 10"),
-        ({"text_tokens": torch.full((2, 5), -2)}, "text_tokens hold ids from -2"),
-        ({"seeds": torch.arange(3)}, r"seeds are \(3,\) torch.int64, expected \(2,\)"),
-        ({"seeds": torch.rand(2)}, "torch.float32"),
-        ({"prefix_image_tokens": torch.zeros(2, 13).long()}, "with n at most 12"),
-        ({"prefix_image_tokens": torch.zeros(1, 3).long()}, r"\(1, 3\), expected \(2, n\)"),
-        ({"prefix_image_tokens": torch.full((2, 3), 13)}, "hold ids from 13 to 13, expected 0 to 12"),
-    ],
-)
-def test_impossible_inputs_are_refused(make_prior, make_batch, changes, message):
-    inputs = {"text_tokens": make_batch(2)[0], "seeds": torch.arange(2), "config": SamplingConfig()} | changes
-    with pytest.raises(ValueError, match=message):
-        generate(make_prior(), inputs.pop("text_tokens"), **inputs)
