@@ -30,6 +30,13 @@ INIT_STD = 0.02
 2.3 of its paper); DALL-E's paper gives no starting values."""
 
 
+class PriorHidden(NamedTuple):
+    """What the heads read, before the last norm."""
+
+    text: Tensor  # (B, text_len - 1, C), entry i predicts text_tokens[:, i]
+    image: Tensor  # (B, h * w, C), entry i predicts raster position i
+
+
 class PriorOutput(NamedTuple):
     text_logits: Tensor  # (B, text_len - 1, V), entry i predicts text_tokens[:, i]
     image_logits: Tensor  # (B, h * w, K), entry i predicts raster position i
@@ -72,6 +79,11 @@ class Prior(nn.Module):
         Raises:
             ValueError: shapes that are not the config's.
         """
+        text, image = self.hidden(text_tokens, image_tokens)
+        return PriorOutput(self.text_logits(text), self.image_logits(image))
+
+    def hidden(self, text_tokens: Tensor, image_tokens: Tensor) -> PriorHidden:
+        """`forward` without its heads, for who wants the logits of one kind only, or not all at a time."""
         self.check_text(text_tokens)
         if image_tokens.shape[1:] != self.config.grid_size:
             height, width = self.config.grid_size
@@ -81,8 +93,7 @@ class Prior(nn.Module):
         x = self.run_blocks(x, 0, attend_sequence(self.patterns, prefix_lengths))
         last_text = self.last_text(x, prefix_lengths)[:, None]  # (B, 1, C)
         text_len = self.config.text_len
-        image_hidden = torch.cat([last_text, x[:, text_len:-1]], dim=1)  # (B, h * w, C)
-        return PriorOutput(self.text_head(self.norm(x[:, : text_len - 1])), self.image_logits(image_hidden))
+        return PriorHidden(x[:, : text_len - 1], torch.cat([last_text, x[:, text_len:-1]], dim=1))
 
     def run_blocks(self, x: Tensor, position: int, attend: Attend) -> Tensor:
         """Embeddings (B, N, C) of positions position .. position + N - 1 -> (B, N, C) before the last norm."""
@@ -96,6 +107,10 @@ class Prior(nn.Module):
             else:
                 x = block(x, rotary, layer_attend)
         return x
+
+    def text_logits(self, x: Tensor) -> Tensor:
+        """(..., C) as `run_blocks` returns it -> (..., V)."""
+        return self.text_head(self.norm(x))
 
     def image_logits(self, x: Tensor) -> Tensor:
         """(..., C) as `run_blocks` returns it -> (..., K)."""
