@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "muon", "pipeline", "encoding")
-HELPERS = ("grids", "cli", "callbacks", "metrics", "config_files")
+HELPERS = ("grids", "cli", "callbacks", "metrics", "config_files", "evaluation")
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
@@ -30,6 +30,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "cli": (),
     "config_files": ("vqvae",),
     "callbacks": ("grids",),
+    "evaluation": (*LIBRARY, "grids", "cli", "metrics"),
     **dict.fromkeys((*SCRIPTS, "benchmarks"), LIBRARY + HELPERS),
     "demo": (*LIBRARY, *HELPERS, "train"),
 }

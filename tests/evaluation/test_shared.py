@@ -1,0 +1,21 @@
+from data.split import split_by_key
+from evaluation.shared import choose
+
+
+def test_the_choice_of_pictures():
+    class Source:
+        def __len__(self) -> int:
+            return 10
+
+        def split(self, index: int) -> str | None:
+            return "test" if index % 2 else None
+
+        def key(self, index: int) -> str:
+            return str(index)
+
+    assert choose(Source(), "test", None, 0.1) == [1, 3, 5, 7, 9]
+    assert choose(Source(), None, 5, 0.1) == [0, 2, 4, 6, 8]
+    assert choose(Source(), "test", 99, 0.1) == [1, 3, 5, 7, 9]
+    held_back = choose(Source(), "val", None, 0.5)
+    assert held_back == split_by_key(Source(), 0.5)[1]
+    assert choose(Source(), "train", None, 0.5) == sorted({0, 2, 4, 6, 8} - {*held_back})
