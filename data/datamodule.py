@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from data import transforms
-from data.codes import CodesSource
-from data.opening import check_drawn_large_enough, check_one_given, open_pictures
+from data.opening import check_drawn_large_enough, check_one_given, open_captioned, open_pictures
 from data.order import EpochLoader, EpochOrder, Progress, check_same
 from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig
 from data.source import Source
 from data.split import Keyed, fingerprint, split_by_key, spread
-from data.text import TextTokenizer, is_visible
+from data.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE and are counted: enough for 16,384 entries
@@ -255,17 +254,7 @@ class PriorData(CaptionedData):
         super().load_state_dict(state)
 
     def open_source(self) -> Keyed:
-        if self.codes is None:
-            return open_pictures(self.folder, self.drawings, self.loading, need_captions=True)
-        source = CodesSource(self.codes)
-        captions = [source.captions(index) for index in range(len(source))]
-        bare = [index for index, texts in enumerate(captions) if not texts or not all(map(is_visible, texts))]
-        if bare:
-            raise ValueError(
-                f"{self.codes}: {len(bare)} of {len(source)} rows have no caption, or one of which nothing is seen; "
-                f"the first is {source.key(bare[0])!r}"
-            )
-        return source
+        return open_captioned(self.folder, self.drawings, self.codes, self.loading)
 
     def readers(self, *, training: bool) -> list[Reader]:
         text = CaptionReader(

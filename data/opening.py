@@ -1,9 +1,12 @@
-"""From what a user asks for, a folder or drawings, to a source of pictures."""
+"""From what a user asks for, a folder, drawings or codes, to a source of samples."""
 
+from data.codes import CodesSource
 from data.folder import FolderSource
 from data.settings import Loading
 from data.shapes import ShapesConfig, ShapesSource
 from data.source import Source
+from data.split import Keyed
+from data.text import is_visible
 
 
 def open_pictures(
@@ -13,6 +16,24 @@ def open_pictures(
     if drawings is not None:
         return ShapesSource(drawings)
     return FolderSource(folder, need_captions=need_captions, max_rejected=loading.max_rejected, report=loading.report)
+
+
+def open_captioned(folder: str | None, drawings: ShapesConfig | None, codes: str | None, loading: Loading) -> Keyed:
+    """Captioned codes where they are given, else captioned pictures.
+
+    Raises ValueError for a folder that cannot be used, and for codes of which one has no caption.
+    """
+    if codes is None:
+        return open_pictures(folder, drawings, loading, need_captions=True)
+    source = CodesSource(codes)
+    captions = [source.captions(index) for index in range(len(source))]
+    bare = [index for index, texts in enumerate(captions) if not texts or not all(map(is_visible, texts))]
+    if bare:
+        raise ValueError(
+            f"{codes}: {len(bare)} of {len(source)} rows have no caption, or one of which nothing is seen; "
+            f"the first is {source.key(bare[0])!r}"
+        )
+    return source
 
 
 def check_one_given(**sources: object) -> None:
