@@ -46,6 +46,20 @@ def mean_interval(values: Tensor, resamples: int = 1000, seed: int = 0) -> Inter
     return Interval(values.mean().item(), *_percentiles(means))
 
 
+def ratio_interval(parts: Tensor, wholes: Tensor, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Sum of (N,) over sum of (N,), such as the nats of N captions over their tokens, pictures being resampled.
+
+    NaN where all wholes are 0; draws whose wholes are do not count.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts, wholes = parts.double(), wholes.double()
+    draws = (torch.randint(len(parts), (len(parts),), generator=generator) for _ in range(resamples))
+    ratios = torch.stack([parts[draw].sum() / wholes[draw].sum() for draw in draws])
+    value = (parts.sum() / wholes.sum()).item()
+    defined = ratios[ratios.isfinite()]
+    return Interval(value, *_percentiles(defined)) if len(defined) else Interval(value, math.nan, math.nan)
+
+
 def _percentiles(values: Tensor) -> tuple[float, float]:
     low, high = values.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     return low.item(), high.item()

@@ -13,6 +13,7 @@ from metrics import (
     kernel_distance,
     mean_interval,
     psnr,
+    ratio_interval,
     ssim,
 )
 
@@ -42,6 +43,23 @@ def test_the_interval_of_a_mean():
     assert interval.low == pytest.approx(interval.value - spread, abs=0.15 * spread)
     assert interval.high == pytest.approx(interval.value + spread, abs=0.15 * spread)
     assert mean_interval(torch.ones(5)) == (1.0, 1.0, 1.0)
+
+
+def test_the_interval_of_a_ratio():
+    wholes = torch.randint(1, 9, (400,), generator=torch.Generator().manual_seed(0)).double()
+    parts = 2 * wholes + torch.randn(400, generator=torch.Generator().manual_seed(1))
+    interval = ratio_interval(parts, wholes)
+    spread = 1.96 * 1 / (20 * wholes.mean().item())  # of a mean of 400, over the mean whole
+    assert interval.value == pytest.approx((parts.sum() / wholes.sum()).item())  # no mean of ratios
+    assert interval.low == pytest.approx(interval.value - spread, abs=0.15 * spread)
+    assert interval.high == pytest.approx(interval.value + spread, abs=0.15 * spread)
+    assert ratio_interval(parts, torch.ones(400)).value == pytest.approx(mean_interval(parts).value)
+
+
+def test_the_interval_of_a_ratio_of_which_little_is_known():
+    one = ratio_interval(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]))
+    assert one == (1.0, 1.0, 1.0)
+    assert all(map(math.isnan, ratio_interval(torch.zeros(3), torch.zeros(3))))
 
 
 @pytest.mark.parametrize(("n", "m", "dim"), [(50, 40, 12), (10, 30, 12), (8, 8, 20)])
