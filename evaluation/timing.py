@@ -1,0 +1,119 @@
+"""Where the time of a prior goes: attention and MLP of each block, whole passes, and a token of sampling.
+
+Measured by hooks around the blocks' parts, each with the norm in front of it; the two additions of a block are in
+neither. Medians, the first of several left out.
+
+Shapes: B batch, N positions, C n_embd, h w token grid.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.shared import now
+from transformer.decoding import generate
+from transformer.model import Prior
+from transformer.sampling import SamplingConfig
+
+PARTS = ("attention", "mlp")
+DECODED = 32  # tokens of sampling that are timed, at most: the last ones of a picture
+REPEATS = 3
+
+
+class LayerClock:
+    """Times the blocks of a prior wherever they are called while it is open (`with clock:`), any number of times.
+
+    A block inside a compiled graph has no parts: of it nothing is seen.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.seconds: dict[tuple[int, str, tuple[int, int]], list[float]] = defaultdict(list)  # by layer, part, (B, N)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._started = 0.0
+
+    def __enter__(self) -> "LayerClock":
+        for layer, block in enumerate(self.prior.blocks):
+            for part in PARTS:
+                self._hooks.append(block.get_submodule(f"{part}_norm").register_forward_pre_hook(self._start))
+                self._hooks.append(block.get_submodule(part).register_forward_hook(self._stop(layer, part)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _start(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._started = now(args[0].device)
+
+    def _stop(self, layer: int, part: str) -> Callable[..., None]:
+        def stop(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self.seconds[layer, part, tuple(output.shape[:2])].append(now(output.device) - self._started)
+
+        return stop
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Mask and milliseconds of each layer, for the (B, N) that was seen most often; empty where none was."""
+        seen = Counter({shape: len(seconds) for (_, _, shape), seconds in self.seconds.items()})
+        if not seen:
+            return []
+        ((shape, _),) = seen.most_common(1)
+        return [
+            {"mask": pattern.kind}
+            | {f"{part}_ms": 1000 * warm_median(self.seconds[layer, part, shape]) for part in PARTS}
+            for layer, pattern in enumerate(self.prior.patterns)
+        ]
+
+
+def warm_median(values: list[float]) -> float:
+    """Of all but the first; of that one where there is no other."""
+    return median(values[1:] or values)
+
+
+def decoding_times(prior: Prior, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, Any]:
+    """Milliseconds a token of sampling one picture, without and with guidance, and those of each layer without it.
+
+    Args:
+        text_tokens: int64 (1, text_len - 1).
+        image_tokens: int64 (1, h, w), of at least 3 tokens; what precedes the last ones is given.
+    """
+    clock = LayerClock(prior)
+    alone = [_seconds_a_token(prior, text_tokens, image_tokens, 1.0) for _ in range(1 + REPEATS)]
+    guided = [_seconds_a_token(prior, text_tokens, image_tokens, 2.0) for _ in range(1 + REPEATS)]
+    with clock:
+        _seconds_a_token(prior, text_tokens, image_tokens, 1.0)
+    return {
+        "tokens": _decoded(prior),
+        "ms_per_token": 1000 * warm_median(alone),
+        "guided_ms_per_token": 1000 * warm_median(guided),
+        "layers": clock.layers(),
+    }
+
+
+def _decoded(prior: Prior) -> int:
+    return min(DECODED, prior.config.image_len - 1)
+
+
+def _seconds_a_token(prior: Prior, text_tokens: Tensor, image_tokens: Tensor, guidance_scale: float) -> float:
+    """The first token drawn takes in all before it: the time begins after it."""
+    given = prior.config.image_len - 1 - _decoded(prior)
+    marks: list[float] = []
+
+    def mark(done: int, total: int) -> None:
+        if done in (given + 1, total):
+            marks.append(now(text_tokens.device))
+
+    generate(
+        prior,
+        text_tokens,
+        seeds=torch.zeros(1, dtype=torch.int64),
+        config=SamplingConfig(guidance_scale=guidance_scale),
+        prefix_image_tokens=image_tokens.flatten(1)[:, :given],
+        progress=mark,
+    )
+    return (marks[-1] - marks[0]) / _decoded(prior)

@@ -1,0 +1,75 @@
+"""Times by a clock that the tests turn: each part of a prior takes so many seconds as they say."""
+
+import pytest
+import torch
+
+from evaluation import timing
+from evaluation.timing import LayerClock, decoding_times, warm_median
+
+
+@pytest.fixture
+def turn(monkeypatch):
+    """Has a module take so many seconds of the clock whenever it is called."""
+    time = [0.0]
+    monkeypatch.setattr(timing, "now", lambda device: time[0])
+
+    def slow(module: torch.nn.Module, seconds) -> None:
+        def advance(module, args, output):
+            time[0] += seconds(output) if callable(seconds) else seconds
+
+        module.register_forward_hook(advance)
+
+    return slow
+
+
+@pytest.fixture
+def prior(make_prior, turn):
+    """Layer i: 1 + i seconds for attention, of which 1 for its norm, and 10 for the MLP. A pass of another size takes
+    longer."""
+    prior = make_prior(n_layer=3)
+    for layer, block in enumerate(prior.blocks):
+        turn(block.attention_norm, 1)
+        turn(block.attention, layer)
+        turn(block.mlp, lambda output: 10 if len(output) == 2 else 99)
+    return prior
+
+
+def test_each_layers_parts_with_their_norms(prior, make_batch):
+    clock, batch = LayerClock(prior), make_batch(5)
+    for size in (2, 2, 1):
+        with clock:
+            prior(batch[0][:size], batch[1][:size])
+    prior(*batch)  # the clock is not open
+    assert [layer["mask"] for layer in clock.layers()] == [pattern.kind for pattern in prior.patterns]
+    assert [layer["attention_ms"] for layer in clock.layers()] == [1000, 2000, 3000]
+    assert [layer["mlp_ms"] for layer in clock.layers()] == [10_000] * 3
+
+
+def test_an_error_leaves_no_hooks(prior, make_batch):
+    text_tokens, image_tokens = make_batch(2)
+    clock = LayerClock(prior)
+    with pytest.raises(ValueError, match="expected"), clock:
+        prior(text_tokens, image_tokens[:, :1])
+    prior(text_tokens, image_tokens)
+    assert clock.layers() == []
+
+
+def test_a_token_of_sampling(make_prior, make_batch, turn, monkeypatch):
+    """The head is called once a token: a second each, and what comes before the first token does not count."""
+    prior = make_prior(n_layer=3)
+    text_tokens, image_tokens = make_batch(1)
+    turn(prior.image_head, 1)
+    for layer, block in enumerate(prior.blocks):
+        turn(block.mlp, lambda output, layer=layer: 2 + layer if output.shape[1] == 1 else 500)
+    times = decoding_times(prior, text_tokens, image_tokens)
+    assert times["ms_per_token"] == times["guided_ms_per_token"] == 1000 * (1 + 2 + 3 + 4)
+    assert times["tokens"] == 11  # of 12, all but the first
+    assert [layer["mlp_ms"] for layer in times["layers"]] == [2000, 3000, 4000]
+    assert [layer["attention_ms"] for layer in times["layers"]] == [0] * 3
+    monkeypatch.setattr(timing, "DECODED", 4)
+    assert decoding_times(prior, text_tokens, image_tokens) == times | {"tokens": 4}
+
+
+def test_the_first_time_does_not_count():
+    assert warm_median([9.0, 1.0, 2.0, 6.0]) == 2.0
+    assert warm_median([9.0]) == 9.0
