@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 from muon import MuonAdamW
 from transformer.config import PriorConfig
 from transformer.embeddings import null_captions
-from transformer.losses import PriorLoss, prior_loss
+from transformer.losses import PriorLoss
 from transformer.model import Prior
 from transformer.noise import splitmix64
 from transformer.schedules import cosine_factor, warmup_factor
@@ -127,7 +127,7 @@ class PriorSystem(pl.LightningModule):
         prior: the model's sizes; those that the tokenizers fix have to be theirs.
         optim: optimiser and schedule.
         caption_dropout: share of training captions replaced by the null caption, in [0, 1]; guidance needs some.
-        compile: run the model through torch.compile; its state-dict keys stay.
+        compile: compile the loss, and so the model in training, by torch.compile.
         seed: of the caption dropout.
     """
 
@@ -146,8 +146,7 @@ class PriorSystem(pl.LightningModule):
         self.optim, self.caption_dropout, self.seed = optim, caption_dropout, seed
         self.throughput = Throughput()
         self._plateau: ReduceLROnPlateau | None = None
-        if compile:
-            self.prior.compile()
+        self._prior_loss = torch.compile(Prior.loss) if compile else Prior.loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         generator = step_generator(self.seed, self.global_step, batch_idx, self.global_rank)
@@ -161,8 +160,7 @@ class PriorSystem(pl.LightningModule):
         self._log_loss("val", loss, len(batch["text_tokens"]))
 
     def _loss(self, text_tokens: Tensor, image_tokens: Tensor) -> PriorLoss:
-        output = self.prior(text_tokens, image_tokens)
-        return prior_loss(output.text_logits, output.image_logits, text_tokens, image_tokens)
+        return self._prior_loss(self.prior, text_tokens, image_tokens)
 
     def _log_loss(self, stage: str, loss: PriorLoss, batch_size: int) -> None:
         options = {"batch_size": batch_size, "sync_dist": stage == "val"}

@@ -211,13 +211,13 @@ def test_dropout_is_a_function_of_seed_and_step():
 def test_training_sees_dropped_captions_and_validation_does_not(make_config, fit, monkeypatch):
     system = PriorSystem(make_config(), optim(), caption_dropout=1.0)
     seen = {True: [], False: []}
-    forward = system.prior.forward
+    embed = system.prior.embedding.forward
 
     def watched(text_tokens, image_tokens):
         seen[system.training].append(bool((text_tokens == -1).all()))
-        return forward(text_tokens, image_tokens)
+        return embed(text_tokens, image_tokens)
 
-    monkeypatch.setattr(system.prior, "forward", watched)
+    monkeypatch.setattr(system.prior.embedding, "forward", watched)
     fit(system, max_epochs=1, num_sanity_val_steps=0)
     assert seen[True] == [True] * 4
     assert seen[False] == [False] * 4
