@@ -5,12 +5,9 @@ weighs more because pictures are the aim. Pads are no targets, which is this pro
 caption's tokens, not where it ends.
 
 In training, all logits are never there at once: of 32 captions of 255 tokens out of 16,384 and pictures of 1,024 out of
-8192, they are 0.4 G numbers, which with softmax and gradients take 3.2 GB in bf16 (10 bytes a number of the picture's, 4
-of the text's). `head_loss` takes some positions at a time and makes their gradients in the forward pass, while their
+8192, they are 0.4 G numbers, which with softmax and gradients take 3.2 GB in bf16 (10 bytes a number of the picture's,
+4 of the text's). `head_loss` takes some positions at a time and makes their gradients in the forward pass, while their
 logits are there: no more arithmetic than one large product, and on a CPU no slower (docs/log.md).
-
-Later versions of torch have torch.nn.functional.linear_cross_entropy, which does the same, but on a CPU in bf16 takes 2.5
-times as long over the picture and 7 times over the text, and returns its loss in bf16 (9.125 where it is 9.1125).
 
 Shapes: B batch, N positions, C n_embd, V entries of a vocabulary or codebook, K codebook, h w token grid.
 """
