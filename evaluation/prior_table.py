@@ -21,7 +21,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines + (_judged(report["samples"]) if "samples" in report else [_NOT_JUDGED]))
 
 
-_NOT_JUDGED = "no samples were judged: the checker reads captions of drawings, from two captions (--samples) on"
+_NOT_JUDGED = "no samples were judged: none were wanted (--samples), or the captions are not those of drawings"
 
 
 def _nats(report: dict[str, Any]) -> list[str]:
