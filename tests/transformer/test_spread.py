@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from muon import orthogonalise, orthogonalise_spread
 from transformer.config import PriorConfig
 from transformer.model import Prior
+from transformer.plan import Run, memory
 from transformer.spread import is_spread, spread, whole_prior
 from transformer.training import OptimConfig, make_optimizer
 
@@ -55,7 +56,8 @@ def learn(case: str, share: slice, mesh: dist.DeviceMesh | None) -> dict[str, Te
         optimizer.zero_grad()
         losses.append(loss.detach())
     weights = {name: whole(parameter.detach()) for name, parameter in prior.named_parameters()}
-    return {"losses": torch.stack(losses), "norms": torch.stack(norms)} | weights
+    held = [parameter.to_local().numel() for parameter in prior.parameters() if isinstance(parameter, DTensor)]
+    return {"losses": torch.stack(losses), "norms": torch.stack(norms), "held": torch.tensor(sum(held))} | weights
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ def test_norm_and_weights_are_those_of_one_process(ranks, one, case):
     assert (one[case]["norms"] > 0.3).all()
     # Muon's bf16 iteration makes a step of the last bit of a gradient.
     tolerance = 5e-3 if case == "muon" else 1e-4
-    for name in one[case].keys() - {"losses"}:
+    for name in one[case].keys() - {"losses", "held"}:
         torch.testing.assert_close(ranks[0][case][name], one[case][name], atol=tolerance, rtol=1e-3, msg=name)
 
 
@@ -126,8 +128,16 @@ def test_in_bf16_it_is_near(ranks, one, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_devices_end_with_the_same_weights(ranks, case):
-    for name in ranks[0][case].keys() - {"losses"}:
+    for name in ranks[0][case].keys() - {"losses", "held"}:
         assert torch.equal(ranks[0][case][name], ranks[1][case][name]), name
+
+
+def test_the_first_device_holds_what_the_plan_says(ranks, one):
+    run = Run(prior=PriorConfig(**SIZES), strategy="fsdp", devices=2, batch_size=1, precision="32-true")
+    shares = [int(rank["modern"]["held"]) for rank in ranks]
+    assert memory(run).weights == 4 * shares[0] >= 4 * shares[1]
+    parameters = one["modern"].keys() - {"losses", "norms", "held"}
+    assert sum(shares) == sum(one["modern"][name].numel() for name in parameters)
 
 
 @pytest.mark.parametrize("number", range(len(MATRICES)))
