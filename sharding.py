@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -44,8 +44,12 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def strategy_of(name: Any, kind: str, can_spread: bool) -> Any:
     """What the Trainer is to be given for a strategy's name on the command line; objects stay as they are.
 
+    Under "ddp", gradients lie where they are sent from, and are not copied there and back.
+
     Raises ValueError for a name that models of this kind are not trained with.
     """
+    if name == "ddp":
+        return DDPStrategy(gradient_as_bucket_view=True)
     if not isinstance(name, str) or name == "auto" or name.startswith("ddp"):
         return name
     if name != STRATEGY or not can_spread:

@@ -4,7 +4,7 @@
 
 The strategies are train.py's: one device, `ddp` (a copy on each) and `fsdp` (a share on each). Weights, gradients,
 moments and their average are counted exactly, the rest is found by running the model without memory (footprint.py) and
-by how fully_shard and DDP work. Not counted are what CUDA and its libraries take for themselves and what lies between
+by how fully_shard works. Not counted are what CUDA and its libraries take for themselves and what lies between
 the pieces: leave a tenth free. GB are 10^9 bytes. The exit code is 1 where it does not fit.
 """
 
@@ -62,7 +62,6 @@ class Memory(NamedTuple):
     moments: int
     average: int
     gathered: int  # fsdp: weights and gradients that are whole for a while, and what they are sent from
-    buckets: int  # ddp: copies of the gradients, which are sent while the backward pass goes on
     casts: int  # the blocks' weights in bf16, where they are not gathered in it
     activations: int
     passing: int
@@ -80,7 +79,6 @@ def memory(run: Run) -> Memory:
         moments=sum((1 if name in matrices else 2) * share for name, share in shares.items()),
         average=weights if run.average else 0,
         gathered=_gathered(prior, mixed) if spread else 0,
-        buckets=weights if run.strategy == "ddp" else 0,
         casts=0 if spread else used.casts,
         activations=used.kept,
         passing=used.passing,
