@@ -23,8 +23,11 @@ from transformer.embeddings import PAD
 
 TEXT_WEIGHT = 1 / 8
 IMAGE_WEIGHT = 7 / 8
-LOGITS_AT_A_TIME = 2**24
-"""64 MB in float32: 2048 positions of 8192 codes, which is enough for matrix products to be at their best."""
+CPU_LOGITS = 2**23
+"""At a time: 32 MB in float32, 1024 positions of 8192 codes. Fewer are slower, more are no faster (docs/log.md)."""
+GPU_LOGITS = 2**25
+"""4096 positions of 8192 codes. Each time a head's gradient is added up in float32, which takes as long as the products
+of some 300 positions, by the data sheet of an H100; not measured."""
 
 
 class PriorLoss(NamedTuple):
@@ -81,6 +84,10 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return _HeadLoss.apply(hidden, weight, targets, dtype, torch.is_grad_enabled())
 
 
+def logits_at_a_time(device: torch.device) -> int:
+    return CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
+
+
 class _HeadLoss(torch.autograd.Function):
     """(N, C), (V, C), (N,) -> the sum. The gradients are there after the forward pass, up to a factor."""
 
@@ -93,7 +100,7 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=wide)
         dhidden = torch.empty_like(hidden, dtype=dtype)
         dweight = torch.zeros_like(weight, dtype=wide) if learning else None
-        rows = max(1, LOGITS_AT_A_TIME // len(weight))
+        rows = max(1, logits_at_a_time(hidden.device) // len(weight))
         for start in range(0, len(hidden), rows):
             span = slice(start, start + rows)
             x, used = hidden[span].to(dtype), (targets[span] != PAD)[:, None]

@@ -62,7 +62,7 @@ def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float =
 
 @pytest.fixture(params=[7, 28, 10_000], ids=["one at a time", "four at a time", "all at once"])
 def at_a_time(request, monkeypatch) -> int:
-    monkeypatch.setattr(losses, "LOGITS_AT_A_TIME", request.param)
+    monkeypatch.setattr(losses, "logits_at_a_time", lambda device: request.param)
     return request.param
 
 
@@ -148,7 +148,7 @@ class Largest(TorchDispatchMode):
 
 def test_all_logits_are_never_there(monkeypatch):
     """64 positions of 128 entries, 4 at a time; the weight's gradient has 1024 numbers."""
-    monkeypatch.setattr(losses, "LOGITS_AT_A_TIME", 512)
+    monkeypatch.setattr(losses, "logits_at_a_time", lambda device: 512)
     hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(128, 8, requires_grad=True)
     for loss, most in ((head_loss, 1024), (lambda x, w, t: F.cross_entropy(x @ w.T, t), 64 * 128)):
         with Largest() as largest:
