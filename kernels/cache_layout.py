@@ -3,7 +3,7 @@
     text     (P, H, L, D)   the keys of P texts, each of which B / P samples in a row share
     image    (B, H, R, D)   raster position p in slot p % R, a later key in the place of an earlier one
 
-With R = image_len that is one slot for each position, and a layer whose pattern reaches less far back needs no more than
+With R = image_len that is one slot for each position; a layer whose pattern reaches less far back needs no more than
 `Pattern.ring_len`.
 
 Legend: B batch, P texts, H heads, L text_len, R slots of the ring, N new queries, D head dim.
@@ -33,7 +33,7 @@ def ring_positions(slots: int, last: int | Tensor, device: torch.device | str | 
 
 
 def check_ring(pattern: Pattern, slots: int, index: int, new: int) -> None:
-    """Whether a ring of R slots can hold all that N queries from raster position `index` on see, their own keys included.
+    """Whether a ring of R slots holds all that N queries from raster position `index` on see, their own keys included.
 
     Raises:
         ValueError: positions outside the image, more slots than it has positions, or a ring that is too short.
