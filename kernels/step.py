@@ -97,7 +97,7 @@ def _structured_step(
     if prefix_lengths is not None:
         text_scores = text_scores.masked_fill(~_used(prefix_lengths, text.k), -math.inf)
     peak = torch.maximum(scores.amax(dim=-1, keepdim=True), text_scores.amax(dim=-1, keepdim=True))
-    weights, text_weights = (scores - peak).exp(), (text_scores - peak).exp()
+    weights, text_weights = computed_once((scores - peak).exp()), computed_once((text_scores - peak).exp())
     total = weights.sum(dim=-1, keepdim=True) + text_weights.sum(dim=-1, keepdim=True)
     of_text = _by_sample(_weighted(_by_text(text_weights, text.v), text.v), q)  # (B, H, N, D)
     return ((_weighted(weights, local.v) + of_text) / total).to(q.dtype)
@@ -172,6 +172,15 @@ def _weighted(weights: Tensor, v: Tensor) -> Tensor:
     if _written_out(weights):
         return (weights[..., None] * v[..., None, :, :].float()).sum(dim=-2)
     return weights.to(v.dtype) @ v
+
+
+def computed_once(x: Tensor) -> Tensor:
+    """x, contiguous; a compiler that would compute it anew wherever a loop needs it keeps it in memory.
+
+    To Inductor, a view by explicit strides is of something that lies in memory.
+    """
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride()) if torch.compiler.is_compiling() else x
 
 
 def _written_out(x: Tensor) -> bool:

@@ -95,10 +95,13 @@ class Prior(nn.Module):
         text_len = self.config.text_len
         return PriorHidden(x[:, : text_len - 1], torch.cat([last_text, x[:, text_len:-1]], dim=1))
 
-    def run_blocks(self, x: Tensor, position: int, attend: Attend) -> Tensor:
-        """Embeddings (B, N, C) of positions position .. position + N - 1 -> (B, N, C) before the last norm."""
-        span = slice(position, position + x.shape[1])
-        rotary = self.cos[span], self.sin[span]
+    def run_blocks(self, x: Tensor, position: int | Tensor, attend: Attend) -> Tensor:
+        """Embeddings (B, N, C) of positions position .. position + N - 1 -> (B, N, C) before the last norm.
+
+        A `position` may be a 0-d tensor on x's device.
+        """
+        positions = torch.arange(x.shape[1], device=x.device) + position
+        rotary = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             layer_attend = partial(attend, layer)

@@ -35,7 +35,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def exponential_noise(seeds: Tensor, position: int, codebook_size: int) -> Tensor:
+def exponential_noise(seeds: Tensor, position: int | Tensor, codebook_size: int) -> Tensor:
     """Exp(1) variates for the codes at one picture position, float64 (B, K), from int64 seeds (B,).
 
     The seed is scrambled once before use, so that seeds 0, 1, 2, ... start far apart in the counter.

@@ -80,7 +80,7 @@ def sample_token(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits.double() - noise.log()).argmax(dim=-1)
 
 
-def choose_token(logits: Tensor, seeds: Tensor, index: int, config: SamplingConfig) -> Tensor:
+def choose_token(logits: Tensor, seeds: Tensor, index: int | Tensor, config: SamplingConfig) -> Tensor:
     """The image token at raster position `index`, int64 (B,), from logits (B, K).
 
     Where guided, logits are (2B, K): the captions' rows, then those without a caption.

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from kernels import attention
+from kernels import step
 from kernels.patterns import Pattern
 from transformer.cache import KVCache
-from transformer.decoding import decode_one_token, generate, prefill
+from transformer.decoding import UNKNOWN, decode_tokens, generate, prefill_text
 from transformer.embeddings import null_captions
 from transformer.sampling import SamplingConfig
 
@@ -15,11 +15,14 @@ PADS = pytest.mark.parametrize("attend_pads", [True, False])
 @torch.no_grad()
 def decoded_logits(prior, text_tokens, image_tokens, start: int = 0) -> torch.Tensor:
     """Logits of the image tokens from `start` on by the cache, each earlier token given: (B, h * w - start, K)."""
-    cache, prefix_lengths = KVCache(prior.patterns), prior.prefix_lengths(text_tokens)
+    rows = torch.arange(len(text_tokens))
+    cache, prefix_lengths = KVCache(prior.patterns, rows, len(rows)), prior.prefix_lengths(text_tokens)
     flat = image_tokens.flatten(1)
-    logits = [prefill(prior, text_tokens, flat[:, :start], cache)]
+    logits = [prefill_text(prior, text_tokens, cache)]
+    if start:
+        logits = [decode_tokens(prior, flat[:, :start], 0, cache, prefix_lengths)]
     for index in range(start, flat.shape[1] - 1):
-        logits.append(decode_one_token(prior, flat[:, index], index, cache, prefix_lengths))
+        logits.append(decode_tokens(prior, flat[:, [index]], index, cache, prefix_lengths))
     return torch.stack(logits, dim=1)
 
 
@@ -77,13 +80,11 @@ def test_a_cache_one_key_too_short_is_caught(tall, kind, conv_wrap, monkeypatch)
     """The planted fault is refused; and where nothing refuses it, the logits are off from the first overwriting on."""
     prior, text_tokens, image_tokens = tall(kind, conv_wrap)
     expected = prior(text_tokens, image_tokens).image_logits
-    kept = prior.patterns[0].cache_len - prior.config.text_len
-    monkeypatch.setattr(Pattern, "cache_len", property(lambda self: self.text_len + self.reach))
-    with pytest.raises(
-        ValueError, match=f"against {6 + kept - 1} cached keys: with 6 of the text they need {6 + kept}"
-    ):
+    kept = prior.patterns[0].ring_len
+    monkeypatch.setattr(Pattern, "ring_len", property(lambda self: self.reach))
+    with pytest.raises(ValueError, match=f"against {kept - 1} image keys, expected at least {kept}"):
         decoded_logits(prior, text_tokens, image_tokens)
-    monkeypatch.setattr(attention, "check_cached", lambda *args: None)
+    monkeypatch.setattr(step, "check_ring", lambda *args: None)
     wrong = (decoded_logits(prior, text_tokens, image_tokens) - expected).abs().amax(dim=(0, 2)) > 1e-3
     assert wrong.nonzero().flatten()[0] == kept
 
@@ -109,7 +110,7 @@ def test_cache_by_triton_equals_the_full_forward_pass(tall, monkeypatch, attend_
     prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv")]
     expected = prior(text_tokens, image_tokens).image_logits[:, 20:]
     steps = []
-    monkeypatch.setattr(attention, "suits_triton", lambda q: True)
+    monkeypatch.setattr(step, "suits_triton", lambda q: True)
     monkeypatch.setattr(decode, "run_step", lambda *args, run=decode.run_step: steps.append(1) or run(*args))
     decoded = decoded_logits(prior, text_tokens, image_tokens, 20)
     assert len(steps) == 6 * 3
@@ -157,18 +158,23 @@ def test_other_seeds_give_other_pictures(make_prior, make_batch):
     assert len({tuple(picture.flatten().tolist()) for picture in tokens}) == 8
 
 
+def first_given(tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """The first tokens of pictures (B, h, w) in raster order; UNKNOWN behind them."""
+    return tokens.flatten(1).where(torch.arange(tokens[0].numel()) < count, UNKNOWN).view_as(tokens)
+
+
 def test_given_tokens_stay_and_the_rest_goes_on_from_them(make_prior, make_batch):
     prior = make_prior()
     text_tokens, _ = make_batch(3)
     seeds, config = torch.arange(3), SamplingConfig(guidance_scale=2.0)
     whole = generate(prior, text_tokens, seeds=seeds, config=config)
     for count in (0, 1, 7, 12):
-        prefix = whole.flatten(1)[:, :count]
-        again = generate(prior, text_tokens, seeds=seeds, config=config, prefix_image_tokens=prefix)
+        given = first_given(whole, count)
+        again = generate(prior, text_tokens, seeds=seeds, config=config, given=given)
         assert torch.equal(again, whole)  # the noise of a position does not depend on where sampling began
-    other = (whole.flatten(1)[:, :7] + 1) % 13
-    completed = generate(prior, text_tokens, seeds=seeds, config=config, prefix_image_tokens=other)
-    assert torch.equal(completed.flatten(1)[:, :7], other)
+    other = (whole + 1) % 13
+    completed = generate(prior, text_tokens, seeds=seeds, config=config, given=first_given(other, 7))
+    assert torch.equal(first_given(completed, 7), first_given(other, 7))
 
 
 def test_progress_counts_tokens(make_prior, make_batch):
@@ -179,7 +185,7 @@ def test_progress_counts_tokens(make_prior, make_batch):
         text_tokens,
         seeds=torch.arange(2),
         config=SamplingConfig(),
-        prefix_image_tokens=image_tokens.flatten(1)[:, :9],
+        given=first_given(image_tokens, 9),
         progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(9, 12), (10, 12), (11, 12), (12, 12)]
@@ -194,7 +200,7 @@ def test_without_guidance_no_null_rows_are_run(make_prior, make_batch, monkeypat
     )
     for scale in (1.0, 2.0):
         generate(prior, text_tokens, seeds=torch.arange(2), config=SamplingConfig(guidance_scale=scale))
-    assert rows == [2, 4]
+    assert rows == [2, 3]  # one without a caption serves all
 
 
 @pytest.mark.parametrize(
@@ -205,9 +211,9 @@ def test_without_guidance_no_null_rows_are_run(make_prior, make_batch, monkeypat
         ({"text_tokens": torch.full((2, 5), -2)}, "text_tokens hold ids from -2"),
         ({"seeds": torch.arange(3)}, r"seeds are \(3,\) torch.int64, expected \(2,\)"),
         ({"seeds": torch.rand(2)}, "torch.float32"),
-        ({"prefix_image_tokens": torch.zeros(2, 13).long()}, "with n at most 12"),
-        ({"prefix_image_tokens": torch.zeros(1, 3).long()}, r"\(1, 3\), expected \(2, n\)"),
-        ({"prefix_image_tokens": torch.full((2, 3), 13)}, "hold ids from 13 to 13, expected 0 to 12"),
+        ({"given": torch.zeros(2, 12).long()}, r"given tokens are \(2, 12\), expected \(2, 4, 3\)"),
+        ({"given": torch.full((2, 4, 3), 13)}, "hold ids from 13 to 13, expected -1 to 12"),
+        ({"given": torch.full((2, 4, 3), -2)}, "hold ids from -2"),
     ],
 )
 def test_impossible_inputs_are_refused(make_prior, make_batch, changes, message):
