@@ -36,7 +36,7 @@ sys.path.insert(
 import cli
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.contestants import OURS, line_up
-from benchmarks.goals import GROUPS, MEMORY_GRID, Memory, Row, Verdict, verdicts
+from benchmarks.goals import GROUPS, MEMORY_GRID, Memory, Row, print_verdicts, verdicts
 from benchmarks.layer import DTYPES, TIMED, Case, admit, measure, memory_ratio
 from benchmarks.record import circumstances, hardware, rounded, write_json
 from benchmarks.roof import ORDERS, count, fewest_blocks
@@ -177,7 +177,10 @@ def report(
     ceilings: dict[str, Ceilings],
 ) -> None:
     judged = verdicts(rows, memory, args.device, hardware(args.device))
-    print_verdicts(judged)
+    if judged:
+        print_verdicts(judged)
+    else:
+        print("no goal is set for these layers")
     result = {
         "benchmark": "attention",
         **circumstances(args.device),
@@ -193,15 +196,6 @@ def report(
     if args.out is not None:
         write_json(args.out, result)
     print(json.dumps(result))
-
-
-def print_verdicts(judged: Sequence[Verdict]) -> None:
-    if not judged:
-        print("no goal is set for these layers")
-        return
-    print(f"goals: {sum(verdict.met for verdict in judged)} of {len(judged)} met")
-    for verdict in judged:
-        print(f"  {verdict}")
 
 
 def counts_of(pattern: Pattern) -> dict[str, Any]:

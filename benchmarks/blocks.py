@@ -34,7 +34,7 @@ from transformer.config import BLOCKS, PRESETS, PriorConfig
 from transformer.losses import PriorLoss, prior_loss
 from transformer.model import Prior
 from transformer.schedules import cosine_factor
-from transformer.training import OptimConfig, drop_captions, make_optimizer, step_generator
+from transformer.training import OptimConfig, drop_captions, make_optimizer, step_key
 
 Batch = dict[str, Any]
 BETAS, WEIGHT_DECAY, CLIP_NORM, CAPTION_DROPOUT = (0.9, 0.96), 4.5e-2, 1.0, 0.1
@@ -73,7 +73,7 @@ class Contestant:
         factor = cosine_factor(share, warmup_steps=round(1000 * WARMUP_SHARE), total_steps=1000, min_ratio=MIN_RATIO)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        text_tokens = drop_captions(text_tokens, CAPTION_DROPOUT, step_generator(self.seed, self.steps))
+        text_tokens = drop_captions(text_tokens, CAPTION_DROPOUT, step_key(self.seed, self.steps))
         self.optimizer.zero_grad()
         self._loss(text_tokens, image_tokens).total.backward()
         nn.utils.clip_grad_norm_(self.prior.parameters(), CLIP_NORM)

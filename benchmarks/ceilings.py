@@ -1,6 +1,7 @@
 """How fast this machine multiplies matrices and moves bytes: the roof of whatever does no more than either.
 
-The rates are those of a large matrix product and of a large copy, measured in the run that is held against them.
+The rates are those of a large matrix product and of a large copy, measured in the run that is held against them. What
+only reads, as drawing a token does, is held against the fastest of several ways to read a large buffer.
 """
 
 from typing import NamedTuple
@@ -36,3 +37,19 @@ def measure_ceilings(device: str, dtype: torch.dtype, clock: Clock, *, quick: bo
     runs = {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}
     times = {name: timing.ms / 1e3 for name, timing in time_in_turn(runs, clock, repeats=9).items()}
     return Ceilings(2 * side**3 / times["product"], 2 * copied / times["copy"])
+
+
+def measure_reads(device: str, clock: Clock, *, quick: bool = False) -> float:
+    """Bytes a second: the best time of the fastest of a sum, a maximum and a product with a vector, of 512 MB each.
+
+    On a CUDA device the rate of a large copy, bytes read and written, of which a sum falls short.
+    """
+    n_bytes = 2**29 // (32 if quick else 1)
+    buffer = torch.ones(n_bytes // 4, device=device)
+    if device.startswith("cuda"):
+        target = torch.empty_like(buffer)
+        runs, moved = {"copy": lambda: target.copy_(buffer)}, 2 * n_bytes
+    else:
+        matrix, vector = buffer.view(2**11, -1), torch.ones(n_bytes // 2**13)
+        runs, moved = {"sum": buffer.sum, "max": buffer.max, "product": lambda: matrix @ vector}, n_bytes
+    return moved / min(clock(run) for run in [*runs.values()] * 9) * 1e3

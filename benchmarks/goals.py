@@ -107,6 +107,12 @@ class Verdict:
         return f"{word:<13}{self.what}: {found}goal {'at most' if self.at_most else 'at least'} {self.goal:g}"
 
 
+def print_verdicts(judged: Sequence[Verdict]) -> None:
+    print(f"goals: {sum(verdict.met for verdict in judged)} of {len(judged)} met")
+    for verdict in judged:
+        print(f"  {verdict}")
+
+
 def verdicts(rows: Sequence[Row], memory: Sequence[Memory], device: str, hardware: str) -> list[Verdict]:
     """The goals that there are for what was measured on "cpu" or "cuda"."""
     rows = [row for row in rows if row.text_len == TEXT_LEN and row.grid in GRIDS]

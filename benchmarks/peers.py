@@ -1,7 +1,6 @@
 """Packages of others that take part in benchmarks where they are installed, without what they import and do not use."""
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -9,17 +8,15 @@ from unittest import mock
 
 
 def import_peer(name: str, unused: Sequence[str] = ()) -> ModuleType:
-    """The module `name`; of the modules in `unused`, those that are absent are stood in for while it is imported.
+    """The module `name`, while whose import all modules in `unused` are stood in for, whether or not they are there.
 
-    For packages installed with --no-deps. Raises ImportError where it is not there.
+    For packages installed with --no-deps. What is there is not imported either: it costs time, and may itself look for
+    others of `unused`. Raises ImportError where `name` is not there.
     """
-    absent = {module: mock.MagicMock() for module in unused if not _is_there(module)}
-    with mock.patch.dict(sys.modules, absent):
-        return importlib.import_module(name)
-
-
-def _is_there(name: str) -> bool:
+    before = {module: sys.modules.get(module) for module in unused}
+    sys.modules |= {module: mock.MagicMock() for module, there in before.items() if there is None}
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # what it is a part of is absent
-        return False
+        return importlib.import_module(name)
+    finally:
+        for module in (module for module, there in before.items() if there is None):
+            del sys.modules[module]

@@ -69,4 +69,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 
 
 def which_split(report: dict[str, Any]) -> str:
-    return f"split {report['split']}" if report["split"] else "every split, what it was trained on too"
+    """In words; drawings were trained on where the training's had the same seed and were as many."""
+    if report["split"]:
+        return f"split {report['split']}"
+    return "every split" if report["data"] == "drawings" else "every split, what it was trained on too"

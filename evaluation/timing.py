@@ -75,6 +75,18 @@ def warm_median(values: list[float]) -> float:
     return median(values[1:] or values)
 
 
+def forward_times(clock: LayerClock, seconds: list[tuple[int, float]]) -> dict[str, Any]:
+    """Milliseconds of a pass, and of each of its layers; of the passes with as many pictures as most have.
+
+    Args:
+        clock: was open during the passes.
+        seconds: pictures and seconds of each pass, at least one.
+    """
+    ((size, _),) = Counter(pictures for pictures, _ in seconds).most_common(1)
+    taken = [each for pictures, each in seconds if pictures == size]
+    return {"batch_size": size, "ms": 1000 * warm_median(taken), "layers": clock.layers()}
+
+
 def decoding_times(prior: Prior, text_tokens: Tensor, image_tokens: Tensor) -> dict[str, Any]:
     """Milliseconds a token of sampling one picture, without and with guidance, and those of each layer without it.
 

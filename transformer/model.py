@@ -22,6 +22,7 @@ from transformer.attention import Attend, attend_sequence
 from transformer.blocks import ModernBlock, PaperBlock
 from transformer.config import PriorConfig, layer_kinds
 from transformer.embeddings import JointEmbedding, text_lengths
+from transformer.losses import PriorLoss, head_loss, weigh
 from transformer.rms_norm import RMSNorm
 from transformer.rotary import rotary_angles
 
@@ -94,6 +95,12 @@ class Prior(nn.Module):
         last_text = self.last_text(x, prefix_lengths)[:, None]  # (B, 1, C)
         text_len = self.config.text_len
         return PriorHidden(x[:, : text_len - 1], torch.cat([last_text, x[:, text_len:-1]], dim=1))
+
+    def loss(self, text_tokens: Tensor, image_tokens: Tensor) -> PriorLoss:
+        """`prior_loss` of the logits that `forward` returns, in less memory; takes what `forward` takes."""
+        hidden = self.hidden(text_tokens, image_tokens)
+        text = head_loss(self.norm(hidden.text), self.text_head.weight, text_tokens)
+        return weigh(text, head_loss(self.norm(hidden.image), self.image_head.weight, image_tokens))
 
     def run_blocks(self, x: Tensor, position: int | Tensor, attend: Attend) -> Tensor:
         """Embeddings (B, N, C) of positions position .. position + N - 1 -> (B, N, C) before the last norm.

@@ -4,8 +4,9 @@ Numbers of https://arxiv.org/abs/2102.12092, appendix B.2; its machinery for fp1
 paper's norm is 4) and the number of updates are the Trainer's: gradient_clip_val, max_steps.
 """
 
+import hashlib
 import math
-import time
+import struct
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,11 +19,16 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 
 from muon import MuonAdamW
 from transformer.config import PriorConfig
-from transformer.embeddings import null_captions
-from transformer.losses import PriorLoss, prior_loss
+from transformer.embeddings import PAD
+from transformer.flops import training_flops
+from transformer.losses import PriorLoss, weigh
 from transformer.model import Prior
 from transformer.noise import splitmix64
 from transformer.schedules import cosine_factor, warmup_factor
+from transformer.throughput import Throughput, peak_flops
+
+PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
+"""What matrices are multiplied in, by Lightning's name of the precision; else float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +74,22 @@ class OptimConfig:
             raise ValueError(f"total_steps is {self.total_steps}, expected more than warmup_steps, {self.warmup_steps}")
 
 
-def drop_captions(text_tokens: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Each caption of (B, text_len - 1) replaced by the null caption with this probability."""
-    dropped = torch.rand(len(text_tokens), generator=generator) < probability
-    null = null_captions(len(text_tokens), text_tokens.shape[1] + 1, text_tokens.device)
-    return torch.where(dropped.to(text_tokens.device)[:, None], null, text_tokens)
+def step_key(seed: int, *counters: int) -> int:
+    """A signed 64-bit number out of the seed and where a run stands, so that resuming draws the same."""
+    numbers = (seed, *counters)
+    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def step_generator(seed: int, *counters: int) -> torch.Generator:
-    """A CPU generator that is a function of the seed and of where a run stands, so resuming draws the same numbers."""
-    state = torch.tensor(seed)
-    for counter in counters:
-        state = splitmix64(state, torch.tensor(counter))
-    return torch.Generator().manual_seed(int(state))
+def drop_captions(text_tokens: Tensor, probability: float, key: int, first: int = 0, step: int = 1) -> Tensor:
+    """Each caption of (B, text_len - 1) replaced by the null caption with this probability.
+
+    Whether number first + i * step is, i being its place here, follows from `key`: devices that share out a batch drop
+    what one alone would. Drawn where the captions are, as a GPU would have to be waited for otherwise.
+    """
+    numbers = first + step * torch.arange(len(text_tokens), device=text_tokens.device)
+    bits = splitmix64(torch.full_like(numbers, key), numbers) & (2**53 - 1)
+    return text_tokens.masked_fill((bits < round(probability * 2**53))[:, None], PAD)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -104,22 +113,6 @@ def make_optimizer(prior: Prior, config: OptimConfig) -> Optimizer:
     return MuonAdamW(muon, groups, **options)
 
 
-class Throughput:
-    """Tokens a second of wall clock between two reports, pauses excluded."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.tokens, self.since = 0, time.perf_counter()
-
-    def report(self) -> float:
-        now = time.perf_counter()
-        rate = self.tokens / (now - self.since)
-        self.tokens, self.since = 0, now
-        return rate
-
-
 class PriorSystem(pl.LightningModule):
     """A prior in training, on batches {"text_tokens": int64 (B, text_len - 1), "image_tokens": int64 (B, h, w), ...}.
 
@@ -127,7 +120,7 @@ class PriorSystem(pl.LightningModule):
         prior: the model's sizes; those that the tokenizers fix have to be theirs.
         optim: optimiser and schedule.
         caption_dropout: share of training captions replaced by the null caption, in [0, 1]; guidance needs some.
-        compile: run the model through torch.compile; its state-dict keys stay.
+        compile: compile the loss, and so the model in training, by torch.compile.
         seed: of the caption dropout.
     """
 
@@ -144,15 +137,17 @@ class PriorSystem(pl.LightningModule):
             raise ValueError(f"caption_dropout is {caption_dropout}, expected 0 to 1")
         self.prior = Prior(prior)
         self.optim, self.caption_dropout, self.seed = optim, caption_dropout, seed
-        self.throughput = Throughput()
+        self.throughput: Throughput | None = None  # once the training has begun
+        self._reported = 0  # the update of the last report
         self._plateau: ReduceLROnPlateau | None = None
-        if compile:
-            self.prior.compile()
+        self._prior_loss = torch.compile(Prior.loss) if compile else Prior.loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        generator = step_generator(self.seed, self.global_step, batch_idx, self.global_rank)
-        text_tokens = drop_captions(batch["text_tokens"], self.caption_dropout, generator)
-        loss = self._loss(text_tokens, batch["image_tokens"])
+        key, devices = step_key(self.seed, self.global_step, batch_idx), self.trainer.world_size
+        text_tokens = drop_captions(batch["text_tokens"], self.caption_dropout, key, self.global_rank, devices)
+        count = (text_tokens != PAD).sum()
+        loss = self._of_all_devices(self._loss(text_tokens, batch["image_tokens"]), count)
+        self.throughput.add(len(text_tokens), count)
         self._log_loss("train", loss, len(text_tokens))
         return loss.total
 
@@ -161,8 +156,16 @@ class PriorSystem(pl.LightningModule):
         self._log_loss("val", loss, len(batch["text_tokens"]))
 
     def _loss(self, text_tokens: Tensor, image_tokens: Tensor) -> PriorLoss:
-        output = self.prior(text_tokens, image_tokens)
-        return prior_loss(output.text_logits, output.image_logits, text_tokens, image_tokens)
+        return self._prior_loss(self.prior, text_tokens, image_tokens)
+
+    def _of_all_devices(self, loss: PriorLoss, count: Tensor) -> PriorLoss:
+        """The text's loss divided by the devices' mean number of text tokens instead of this one's: the mean over the
+        devices, which is what their gradients are, then is that over all tokens."""
+        if self.trainer.world_size == 1:
+            return loss
+        total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum")
+        share = count.clamp_min(1) * self.trainer.world_size / total.clamp_min(1)
+        return weigh(share * loss.text, loss.image)
 
     def _log_loss(self, stage: str, loss: PriorLoss, batch_size: int) -> None:
         options = {"batch_size": batch_size, "sync_dist": stage == "val"}
@@ -170,7 +173,10 @@ class PriorSystem(pl.LightningModule):
         self.log(f"{stage}/loss_image", loss.image, prog_bar=True, **options)
 
     def on_train_start(self) -> None:
-        self.throughput.restart()
+        config, devices = self.prior.config, self.trainer.world_size
+        peak = peak_flops(self.device, PRODUCTS.get(self.trainer.precision, torch.float32))
+        self.throughput = Throughput(config.seq_len, training_flops(config), peak, devices)
+        self._reported = self.global_step
 
     def on_validation_epoch_end(self) -> None:
         if self._plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
@@ -183,13 +189,17 @@ class PriorSystem(pl.LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_validation_end(self) -> None:
-        self.throughput.restart()
+        if self.throughput is not None:
+            self.throughput.restart()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        self.throughput.tokens += len(batch["text_tokens"]) * self.prior.config.seq_len * self.trainer.world_size
-        if self.global_step % self.trainer.log_every_n_steps == 0:
-            self.log("train/tokens_per_s", self.throughput.report(), prog_bar=True)
-        self.log("lr", self.optimizers().param_groups[-1]["lr"])  # the last is AdamW's, with Muon or without
+        """Plain numbers only where a logger reads all the others too: each is a wait for the device."""
+        if self.global_step != self._reported and self.global_step % self.trainer.log_every_n_steps == 0:
+            self._reported = self.global_step
+            speed = self.throughput.report()
+            self.log("train/tokens_per_s", speed["tokens_per_s"], prog_bar=True)
+            self.log("train/mfu", speed["mfu"])
+            self.log("lr", self.optimizers().param_groups[-1]["lr"])  # the last is AdamW's, with Muon or without
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -201,7 +211,10 @@ class PriorSystem(pl.LightningModule):
                 f"precision is {self.trainer.precision}, gradient_clip_algorithm {gradient_clip_algorithm}; "
                 "expected bf16-mixed or 32-true, and norm"
             )
-        norm = nn.utils.clip_grad_norm_(self.prior.parameters(), gradient_clip_val or math.inf)
+        parameters = [parameter for parameter in self.prior.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.log("train/grad_norm", norm)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:

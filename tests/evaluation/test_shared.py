@@ -1,5 +1,5 @@
 from data.split import split_by_key
-from evaluation.shared import choose
+from evaluation.shared import choose, which_split
 
 
 def test_the_choice_of_pictures():
@@ -19,3 +19,9 @@ def test_the_choice_of_pictures():
     held_back = choose(Source(), "val", None, 0.5)
     assert held_back == split_by_key(Source(), 0.5)[1]
     assert choose(Source(), "train", None, 0.5) == sorted({0, 2, 4, 6, 8} - {*held_back})
+
+
+def test_what_is_said_of_the_split():
+    assert which_split({"split": "val", "data": "drawings"}) == "split val"
+    assert which_split({"split": None, "data": "drawings"}) == "every split"  # another seed's were never trained on
+    assert which_split({"split": None, "data": "pictures"}) == "every split, what it was trained on too"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation import timing
-from evaluation.timing import LayerClock, decoding_times, warm_median
+from evaluation.timing import LayerClock, decoding_times, forward_times, warm_median
 
 
 @pytest.fixture
@@ -40,6 +40,8 @@ def test_each_layers_parts_with_their_norms(prior, make_batch):
         with clock:
             prior(batch[0][:size], batch[1][:size])
     prior(*batch)  # the clock is not open
+    times = forward_times(clock, [(2, 9.0), (2, 0.5), (1, 0.1)])
+    assert times == {"batch_size": 2, "ms": 500, "layers": clock.layers()}
     assert [layer["mask"] for layer in clock.layers()] == [pattern.kind for pattern in prior.patterns]
     assert [layer["attention_ms"] for layer in clock.layers()] == [1000, 2000, 3000]
     assert [layer["mlp_ms"] for layer in clock.layers()] == [10_000] * 3

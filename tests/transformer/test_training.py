@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
-from transformer.training import OptimConfig, PriorSystem, drop_captions, parameter_groups, step_generator
+from transformer.training import OptimConfig, PriorSystem, drop_captions, parameter_groups, step_key
 
 
 @pytest.fixture
@@ -47,6 +47,7 @@ KEYS = {
     "train/loss_image",
     "train/grad_norm",
     "train/tokens_per_s",
+    "train/mfu",
     "val/loss",
     "val/loss_text",
     "val/loss_image",
@@ -191,33 +192,40 @@ def test_resuming_gives_the_uninterrupted_run(make_config, fit, tmp_path, muon_l
 def test_dropped_captions_are_null_captions(make_batch):
     text_tokens, _ = make_batch(2)
     text_tokens = text_tokens.repeat(500, 1)
-    dropped = drop_captions(text_tokens, 0.3, torch.Generator().manual_seed(0))
+    dropped = drop_captions(text_tokens, 0.3, key=0)
     null = (dropped == -1).all(dim=1)
     assert 0.25 < null.double().mean() < 0.35
     assert torch.equal(dropped[~null], text_tokens[~null])
-    assert torch.equal(drop_captions(text_tokens, 0.0, torch.Generator()), text_tokens)
-    assert (drop_captions(text_tokens, 1.0, torch.Generator()) == -1).all()
+    assert torch.equal(drop_captions(text_tokens, 0.0, key=0), text_tokens)
+    assert (drop_captions(text_tokens, 1.0, key=0) == -1).all()
 
 
 def test_dropout_is_a_function_of_seed_and_step():
     def draw(*place: int) -> tuple:
-        return tuple(torch.rand(8, generator=step_generator(*place)).tolist())
+        return tuple(drop_captions(torch.zeros(64, 1).long(), 0.5, step_key(*place)).flatten().tolist())
 
-    assert draw(0, 5, 5, 0) == draw(0, 5, 5, 0)
-    places = [(seed, step, rank) for seed in range(3) for step in range(20) for rank in range(2)]
+    assert draw(0, 5, 5) == draw(0, 5, 5)
+    places = [(seed, step, batch) for seed in range(3) for step in range(20) for batch in range(2)]
     assert len({draw(*place) for place in places}) == len(places)
+
+
+def test_devices_drop_what_one_would():
+    text_tokens, key = torch.zeros(12, 1).long(), step_key(0, 7)
+    alone = drop_captions(text_tokens, 0.5, key)
+    shares = [drop_captions(text_tokens[rank::3], 0.5, key, rank, 3) for rank in range(3)]
+    assert torch.equal(torch.stack(shares, dim=1).flatten(), alone.flatten())
 
 
 def test_training_sees_dropped_captions_and_validation_does_not(make_config, fit, monkeypatch):
     system = PriorSystem(make_config(), optim(), caption_dropout=1.0)
     seen = {True: [], False: []}
-    forward = system.prior.forward
+    embed = system.prior.embedding.forward
 
     def watched(text_tokens, image_tokens):
         seen[system.training].append(bool((text_tokens == -1).all()))
-        return forward(text_tokens, image_tokens)
+        return embed(text_tokens, image_tokens)
 
-    monkeypatch.setattr(system.prior, "forward", watched)
+    monkeypatch.setattr(system.prior.embedding, "forward", watched)
     fit(system, max_epochs=1, num_sanity_val_steps=0)
     assert seen[True] == [True] * 4
     assert seen[False] == [False] * 4
