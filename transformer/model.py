@@ -147,7 +147,13 @@ class Prior(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""
+        """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing.
+
+        Raises ValueError for a prior whose weights were rounded for decoding (serving.py).
+        """
+        weight = self.image_head.weight
+        if not isinstance(self.image_head, nn.Linear) and weight.dtype != torch.float32:
+            raise ValueError(f"a prior whose weights were rounded to {weight.dtype} is not saved, here in {folder}")
         save_folder(folder, self, asdict(self.config))
 
     @classmethod

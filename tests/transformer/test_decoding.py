@@ -1,12 +1,15 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from kernels import step
 from kernels.patterns import Pattern
+from transformer import decoding
 from transformer.cache import KVCache
 from transformer.decoding import UNKNOWN, decode_tokens, generate, prefill_text
 from transformer.embeddings import null_captions
 from transformer.sampling import SamplingConfig
+from transformer.serving import for_decoding
 
 BLOCKS = pytest.mark.parametrize("block", ["paper", "modern"])
 PADS = pytest.mark.parametrize("attend_pads", [True, False])
@@ -220,3 +223,84 @@ def test_impossible_inputs_are_refused(make_prior, make_batch, changes, message)
     inputs = {"text_tokens": make_batch(2)[0], "seeds": torch.arange(2), "config": SamplingConfig()} | changes
     with pytest.raises(ValueError, match=message):
         generate(make_prior(), inputs.pop("text_tokens"), **inputs)
+
+
+def test_samples_of_a_caption_share_its_text(make_prior, make_batch, monkeypatch):
+    """Two captions, three samples each: two texts are computed, their keys are kept twice, and nothing changes."""
+    prior = make_prior()
+    text_tokens = make_batch(2)[0].repeat_interleave(3, dim=0)
+    seeds, config = torch.arange(6), SamplingConfig(guidance_scale=2.0)
+    alone = [generate(prior, text_tokens[[i]], seeds=seeds[[i]], config=config)[0] for i in range(6)]
+    texts, caches = [], []
+    monkeypatch.setattr(prior.embedding, "text", lambda t, text=prior.embedding.text: texts.append(len(t)) or text(t))
+    monkeypatch.setattr(decoding, "KVCache", lambda *args: caches.append(KVCache(*args)) or caches[-1])
+    together = generate(prior, text_tokens, seeds=seeds, config=config)
+    assert torch.equal(together, torch.stack(alone))
+    assert texts == [3]  # with that of no caption
+    assert caches[0].text[0].k.shape[0] == 4
+    assert caches[0].image[0].k.shape[0] == 12
+
+
+@pytest.mark.parametrize("repeats", [[3, 1], [2, 4], [1, 1, 1], [6]])
+def test_captions_may_repeat_unequally_often(make_prior, make_batch, repeats):
+    prior = make_prior(attend_pads=False)
+    text_tokens = make_batch(len(repeats))[0].repeat_interleave(torch.tensor(repeats), dim=0)
+    seeds, config = torch.arange(len(text_tokens)), SamplingConfig(guidance_scale=1.5)
+    together = generate(prior, text_tokens, seeds=seeds, config=config)
+    for i in range(len(text_tokens)):
+        alone = generate(prior, text_tokens[[i]], seeds=seeds[[i]], config=config)
+        assert torch.equal(alone[0], together[i])
+
+
+def test_any_region_may_be_given(make_prior, make_batch):
+    """Another region in each picture; each drawn token knows all tokens before it, drawn or given, and no others."""
+    prior = make_prior()
+    text_tokens, image_tokens = make_batch(3)
+    keep = torch.rand(3, 4, 3, generator=torch.Generator().manual_seed(1)) < 0.5
+    given = image_tokens.where(keep, UNKNOWN)
+    found = generate(prior, text_tokens, seeds=torch.arange(3), config=SamplingConfig(temperature=0), given=given)
+    assert torch.equal(found[keep], image_tokens[keep])
+    best = prior(text_tokens, found).image_logits.argmax(dim=-1).view_as(found)
+    assert torch.equal(found[~keep], best[~keep])
+
+
+def test_rows_are_told_as_they_are_drawn(make_prior, make_batch):
+    seen = []
+    text_tokens, _ = make_batch(2)
+    tokens = generate(
+        make_prior(),
+        text_tokens,
+        seeds=torch.arange(2),
+        config=SamplingConfig(),
+        after_row=lambda so_far: seen.append(so_far.clone()),
+    )
+    assert len(seen) == 4
+    for rows, so_far in enumerate(seen, start=1):
+        assert torch.equal(so_far, first_given(tokens, 3 * rows))
+
+
+def test_one_graph_draws_every_token(make_prior, make_batch, monkeypatch):
+    """Compiled without a break and once, guided and not; what it draws is what the plain step draws."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(decoding.decode_step, backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(decoding, "_compiled_step", compiled)
+    prior = for_decoding(make_prior())
+    text_tokens, _ = make_batch(3)
+    for count, scale in enumerate((1.0, 2.0), start=1):
+        options = {"seeds": torch.arange(3), "config": SamplingConfig(guidance_scale=scale, top_k=9, top_p=0.9)}
+        plain = generate(prior, text_tokens, **options)
+        assert torch.equal(generate(prior, text_tokens, compile=True, **options), plain)
+        assert torch.equal(generate(prior, text_tokens, compile=True, given=first_given(plain, 5), **options), plain)
+        assert counter.frame_count == count
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_inductor_draws_what_the_plain_step_draws(make_prior, make_batch, weights):
+    """The loops that a CPU gets; in a prior of one layer a mask."""
+    prior = for_decoding(make_prior(n_layer=3), weights)
+    prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv")]
+    text_tokens, _ = make_batch(2)
+    options = {"seeds": torch.arange(2), "config": SamplingConfig(guidance_scale=2.0)}
+    plain = generate(prior, text_tokens, **options)
+    compiled = generate(prior, text_tokens, compile=True, **options)
+    assert torch.equal(compiled, plain)
