@@ -69,7 +69,9 @@ def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
 def for_decoding(prior: Prior, weights: Weights = "float32") -> Prior:
     """The prior itself, in evaluation mode, its blocks and image head with ServingLinear layers from now on.
 
-    It can no longer be trained, nor saved unless its weights are float32. Raises ValueError for weights that are not among WEIGHTS.
+    It can no longer be trained, nor saved unless its weights are float32.
+
+    Raises ValueError for weights that are not among WEIGHTS.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights are {weights!r}, expected one of {', '.join(WEIGHTS)}")
