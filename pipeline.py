@@ -168,7 +168,8 @@ class TextToImage:
             prompt: a caption, or several.
             n: pictures a caption, at least 1.
             seed: a picture is a function of (weights, caption, seed, settings), however many are drawn with it.
-            settings: temperature, top_k, top_p, guidance_scale: the fields of transformer.sampling.SamplingConfig.
+            settings: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule: the fields of
+                transformer.sampling.SamplingConfig.
         """
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
         repeated, seeds = repeat(captions, n, seed)

@@ -68,7 +68,7 @@ def put_token(decoding: Decoding, logits: Tensor, config: SamplingConfig) -> Non
     """Draws the token at `decoding.index` from logits (rows, K), or takes the one given there, and moves on."""
     index = decoding.index.view(1)
     given = decoding.given.index_select(1, index)  # (B, 1)
-    drawn = choose_token(logits, decoding.seeds, decoding.index, config)[:, None]
+    drawn = choose_token(logits, decoding.seeds, decoding.index, decoding.tokens.shape[1], config)[:, None]
     decoding.tokens.index_copy_(1, index, torch.where(given == UNKNOWN, drawn, given))
     decoding.index.add_(1)
 
