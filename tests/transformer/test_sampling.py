@@ -7,7 +7,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformer import sampling
+from transformer import decoding, sampling
+from transformer.decoding import decode_step, generate
 from transformer.noise import exponential_noise
 from transformer.sampling import SamplingConfig, choose_token, guide, sample_token, scheduled_scale, warp_logits
 
@@ -116,6 +117,18 @@ def test_one_graph_for_all_positions_draws_as_without_a_compiler(settings):
         assert torch.equal(compiled(logits, seeds, index, 12, config), drawn[-1])
     assert counter.frame_count == 1
     assert torch.stack(drawn).unique().numel() > 5, "they are to differ, or the test shows nothing"
+
+
+def test_the_whole_step_is_one_graph_with_all_of_them(make_prior, make_batch, monkeypatch):
+    prior, (text_tokens, _) = make_prior(n_layer=2), make_batch(3)
+    inputs = {"seeds": torch.arange(3), "config": SamplingConfig(**SETTINGS[-1])}
+    expected = generate(prior, text_tokens, **inputs)
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    step = torch.compile(decode_step, backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(decoding, "_compiled_step", step)
+    assert torch.equal(generate(prior, text_tokens, **inputs, compile=True), expected)
+    assert counter.frame_count == 1
 
 
 def probabilities(logits: list[float], **settings) -> list[float]:
