@@ -1,6 +1,6 @@
 """What attention over a sequence and a decoding step ask of their inputs.
 
-Legend: B batch, H heads, T sequence, D head dim.
+Legend: B batch, P texts, H heads, T sequence, D head dim.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.cache_layout import KeysValues
 from kernels.patterns import Pattern
 
 LEAST_SCALE = torch.finfo(torch.float32).tiny  # with less, what is masked would be -inf times 0
@@ -34,6 +35,21 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q, k and v are {q.dtype}, expected floating point")
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k and v are on different devices: {q.device}, {k.device}, {v.device}")
+
+
+def check_cache(q: Tensor, text: KeysValues, image: KeysValues, pattern: Pattern) -> None:
+    for name, keys in (("text", text), ("image", image)):
+        check_qkv(q, *keys)
+        if keys.k.shape != keys.v.shape or (q.shape[1], q.shape[3]) != (keys.k.shape[1], keys.k.shape[3]):
+            shapes = ", ".join(str(tuple(x.shape)) for x in (q, *keys))
+            raise ValueError(f"q and the keys and values of the {name} do not fit: {shapes}")
+    if len(image.k) != len(q) or len(q) % len(text.k):
+        raise ValueError(
+            f"{len(q)} samples against {len(image.k)} images and {len(text.k)} texts, expected as many images, and "
+            "texts that divide them"
+        )
+    if text.k.shape[2] != pattern.text_len:
+        raise ValueError(f"text keys of {text.k.shape[2]} positions, the pattern's text has {pattern.text_len}")
 
 
 def check_scale(scale: float | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.cache_layout import KeysValues, check_ring, ring_positions
-from kernels.inputs import autocast, check_prefix_lengths, check_qkv, check_scale
+from kernels.inputs import autocast, check_cache, check_prefix_lengths, check_scale
 from kernels.limits import MAX_NEW, needs_gradients, suits_triton
 from kernels.patterns import Pattern, attends_image
 
@@ -57,7 +57,7 @@ def attention_step(
     q, text_k, text_v, image_k, image_v = autocast(q, *text, *image)
     text, image = KeysValues(text_k, text_v), KeysValues(image_k, image_v)
     check_scale(scale)
-    _check_cache(q, text, image, pattern)
+    check_cache(q, text, image, pattern)
     _check_index(index, q, image, pattern)
     check_prefix_lengths(prefix_lengths, q, pattern)
     step = _implementation(impl, q, text, image)
@@ -91,16 +91,15 @@ def _structured_step(
 ) -> Tensor:
     """One softmax over text and local keys; the samples of a text are so many more queries of its keys."""
     local, seen = _local_keys(q, image, pattern, index)
-    scores = _scores(q * scale, local.k).masked_fill(~seen, -math.inf)  # (B, H, N, S)
-    text_scores = _scores(_by_text(q * scale, text.k), text.k)  # (P, H, B / P * N, L)
-    text_scores = _by_sample(text_scores, q)  # (B, H, N, L)
+    scaled = _wide(q) * scale
+    scores = _scores(scaled, local.k).masked_fill(~seen, -math.inf)  # (B, H, N, S)
+    text_scores = _by_sample(_scores(_by_text(scaled, text.k), text.k), q)  # (B, H, N, L)
     if prefix_lengths is not None:
         text_scores = text_scores.masked_fill(~_used(prefix_lengths, text.k), -math.inf)
-    peak = torch.maximum(scores.amax(dim=-1, keepdim=True), text_scores.amax(dim=-1, keepdim=True))
-    weights, text_weights = computed_once((scores - peak).exp()), computed_once((text_scores - peak).exp())
-    total = weights.sum(dim=-1, keepdim=True) + text_weights.sum(dim=-1, keepdim=True)
-    of_text = _by_sample(_weighted(_by_text(text_weights, text.v), text.v), q)  # (B, H, N, D)
-    return ((_weighted(weights, local.v) + of_text) / total).to(q.dtype)
+    weights = computed_once(torch.cat([text_scores, scores], dim=-1).softmax(dim=-1))
+    of_text, of_image = weights.split([text.k.shape[2], local.k.shape[2]], dim=-1)
+    from_text = _by_sample(_weighted(_by_text(of_text, text.v), text.v), q)  # (B, H, N, D)
+    return (from_text + _weighted(of_image, local.v)).to(q.dtype)
 
 
 def _structured_beginning(
@@ -163,15 +162,20 @@ def _by_sample(x: Tensor, q: Tensor) -> Tensor:
 def _scores(q: Tensor, k: Tensor) -> Tensor:
     """(..., M, D) and (..., S, D) -> (..., M, S)."""
     if _written_out(q):
-        return (q[..., :, None, :].float() * k[..., None, :, :].float()).sum(dim=-1)
-    return q @ k.mT
+        return (q[..., :, None, :] * _wide(k)[..., None, :, :]).sum(dim=-1)
+    return q @ _wide(k).mT
 
 
 def _weighted(weights: Tensor, v: Tensor) -> Tensor:
     """(..., M, S) and (..., S, D) -> (..., M, D)."""
     if _written_out(weights):
-        return (weights[..., None] * v[..., None, :, :].float()).sum(dim=-2)
-    return weights.to(v.dtype) @ v
+        return (weights[..., None] * _wide(v)[..., None, :, :]).sum(dim=-2)
+    return weights @ _wide(v)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In at least float32: products in 16 bits would round the scores, which PyTorch's attention does not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def computed_once(x: Tensor) -> Tensor:
@@ -186,22 +190,6 @@ def computed_once(x: Tensor) -> Tensor:
 def _written_out(x: Tensor) -> bool:
     """Compilers for CPUs make one loop of products and sums, and a call of a library of each matrix product."""
     return torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[-2] <= MAX_NEW
-
-
-def _check_cache(q: Tensor, text: KeysValues, image: KeysValues, pattern: Pattern) -> None:
-    check_qkv(q, *image)
-    check_qkv(q, *text)
-    for name, keys in (("text", text), ("image", image)):
-        if keys.k.shape != keys.v.shape or (q.shape[1], q.shape[3]) != (keys.k.shape[1], keys.k.shape[3]):
-            shapes = ", ".join(str(tuple(x.shape)) for x in (q, *keys))
-            raise ValueError(f"q and the keys and values of the {name} do not fit: {shapes}")
-    if len(image.k) != len(q) or len(q) % len(text.k):
-        raise ValueError(
-            f"{len(q)} samples against {len(image.k)} images and {len(text.k)} texts, expected as many images, and "
-            "texts that divide them"
-        )
-    if text.k.shape[2] != pattern.text_len:
-        raise ValueError(f"text keys of {text.k.shape[2]} positions, the pattern's text has {pattern.text_len}")
 
 
 def _check_index(index: int | Tensor, q: Tensor, image: KeysValues, pattern: Pattern) -> None:
