@@ -11,13 +11,13 @@ from tests.kernels.oracle import DEVICE, packed, unpack
 
 
 def inputs(
-    pattern: Pattern, batch: int = 2, heads: int = 1, head_dim: int = 16, dtype=torch.float32, samples: int = 1
+    pattern: Pattern, batch=2, heads=1, head_dim=16, dtype=torch.float32, samples: int = 1, device=DEVICE
 ) -> Tensor:
     """q, k and v of whole sequences, `packed`; each `samples` in a row have the keys and values of one text."""
     qkv = packed(pattern, batch, heads, head_dim)
     text = qkv[:, : pattern.text_len, 1:]
     text.copy_(text[::samples].repeat_interleave(samples, dim=0))
-    return qkv.to(DEVICE, dtype)
+    return qkv.to(device, dtype)
 
 
 def shortest(pattern: Pattern, new: int = 1) -> int:
@@ -61,7 +61,7 @@ def rows_of(x: Tensor, pattern: Pattern, index: int, new: int) -> Tensor:
 def zeros(pattern: Pattern, new: int = 1, batch: int = 1, texts: int = 1, head_dim: int = 16, **options) -> Step:
     """A step at raster position 0 with a ring as long as the image."""
     q, text, image = (
-        torch.zeros(count, 1, length, head_dim, device=DEVICE, **options)
+        torch.zeros(count, 1, length, head_dim, **{"device": DEVICE} | options)
         for count, length in ((batch, new), (texts, pattern.text_len), (batch, pattern.image_len))
     )
     return Step(q, KeysValues(text, text), KeysValues(image, image), pattern, 0)
