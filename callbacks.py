@@ -17,11 +17,13 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
+from pytorch_lightning.cli import SaveConfigCallback
 from tqdm import tqdm
 
 from grids import save_png
 
 PICTURE_SHARE = 0.05  # of a run's time that drawing pictures may take
+REJECTS = "rejects.json"  # in the run's folder: unusable files of its pictures, where no other report is asked for
 
 
 def total_steps(trainer: pl.Trainer) -> int | None:
@@ -164,6 +166,20 @@ class RunCheckpoint(Checkpoint):
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes RUN/config.yaml, from which the run can be repeated: from its start, also where this part was resumed."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            folder = Path(self.config.run)
+            folder.mkdir(parents=True, exist_ok=True)
+            config = self.config.clone()
+            config.ckpt_path = None
+            if config.data.loading.report == str(folder / REJECTS):
+                config.data.loading.report = None
+            self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True)
 
 
 class ImageTokenizerRecord(Callback):

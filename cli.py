@@ -60,6 +60,14 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"
 
 
+def of_command_line(error: Exception) -> str:
+    """What is wrong with the command line; where a value could not be computed from another, what our function said."""
+    cause: BaseException = error
+    while "compute_fn" in str(cause) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause)
+
+
 def keep_freed_memory() -> None:
     """Has glibc keep what is freed instead of handing it back: on a CPU each step would get it anew, to be cleared.
 

@@ -7,7 +7,8 @@ https://arxiv.org/abs/2502.16982, section 2.2: the root mean square of an update
 shape, which is about what AdamW does at the same step size.
 
 Against torch.optim.Muon, which takes one matrix after the other, the matrices of one shape are multiplied together: at
-the size of the demo's prior, two cores then take half the time.
+the size of the demo's prior, two cores then take half the time. Of weights that are spread over devices (DTensor, some
+rows on each), every device puts whole matrices together and orthogonalises its part of them.
 """
 
 import math
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 Group = dict[str, Any]
@@ -41,6 +44,45 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x if wide is matrices else x.mT
 
 
+def orthogonalise_spread(rows: Tensor, like: DTensor) -> Tensor:
+    """`orthogonalise` of B matrices of which each device has some rows: (B, its rows, M) -> the same, bfloat16.
+
+    Device r puts matrices r, r + W, ... of W devices together, and hands the rows of what comes out back.
+
+    Args:
+        like: spread over one dimension of devices, by rows, as the matrices are.
+    """
+    group, (count, _, columns) = like.device_mesh.get_group(), rows.shape
+    rank, devices = dist.get_rank(group), dist.get_world_size(group)
+    heights = [len(part) for part in torch.empty(like.shape[0], device="meta").chunk(devices)]
+    heights += [0] * (devices - len(heights))
+    taken = [len(range(device, count, devices)) for device in range(devices)]
+    there, back = [taken[rank] * height for height in heights], [number * heights[rank] for number in taken]
+
+    rows = rows.to(torch.bfloat16)
+    parts = _exchange(torch.cat([rows[device::devices].flatten(0, 1) for device in range(devices)]), back, there, group)
+    views = zip(parts.split(there), heights, strict=True)
+    matrices = torch.cat([part.view(taken[rank], height, columns) for part, height in views], dim=1)
+    updates = orthogonalise(matrices) if taken[rank] else matrices
+    parts = _exchange(torch.cat([part.flatten(0, 1) for part in updates.split(heights, dim=1)]), there, back, group)
+    result = torch.empty_like(rows)
+    for device, part in enumerate(parts.split(back)):
+        result[device::devices] = part.view(taken[device], heights[rank], columns)
+    return result
+
+
+def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Of rows (sum(sent), M) in order, so many to each device, so many from each: (sum(received), M)."""
+    result = rows.new_empty(sum(received), rows.shape[1])
+    dist.all_to_all_single(result, rows, received, sent, group=group)
+    return result
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This device's part of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay. Takes no closure.
 
@@ -62,14 +104,16 @@ class Muon(Optimizer):
                 self._update(weights, group["lr"], group["weight_decay"], group["momentum"])
 
     def _update(self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
-        averages = [self._average(weight) for weight in weights]
-        gradients = [weight.grad for weight in weights]
+        averages = [_own(self._average(weight)) for weight in weights]
+        gradients, own = [_own(weight.grad) for weight in weights], [_own(weight) for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         momenta = torch.stack(torch._foreach_lerp(gradients, averages, momentum))
-        updates = orthogonalise(momenta.flatten(start_dim=2))
-        updates *= 0.2 * math.sqrt(max(updates.shape[1:]))  # root mean square 0.2
-        torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        torch._foreach_add_(weights, list(updates.reshape(momenta.shape).to(weights[0].dtype)), alpha=-lr)
+        matrices, shape = momenta.flatten(start_dim=2), weights[0].shape
+        spread = isinstance(weights[0], DTensor)
+        updates = orthogonalise_spread(matrices, weights[0]) if spread else orthogonalise(matrices)
+        updates *= 0.2 * math.sqrt(max(shape[0], math.prod(shape[1:])))  # root mean square 0.2
+        torch._foreach_mul_(own, 1 - lr * weight_decay)
+        torch._foreach_add_(own, list(updates.reshape(momenta.shape).to(own[0].dtype)), alpha=-lr)
 
     def _average(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -79,12 +123,13 @@ class Muon(Optimizer):
 
 
 def _stacks(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The weights by shape, at most MAX_STACKED numbers at once."""
+    """The weights by shape, at most MAX_STACKED numbers at once, on each device if they are spread."""
     by_shape = defaultdict(list)
     for weight in weights:
         by_shape[weight.shape, weight.dtype, weight.device].append(weight)
     for alike in by_shape.values():
-        most = max(1, MAX_STACKED // alike[0].numel())
+        devices = alike[0].device_mesh.size() if isinstance(alike[0], DTensor) else 1
+        most = max(1, MAX_STACKED // alike[0].numel()) * devices
         for first in range(0, len(alike), most):
             yield alike[first : first + most]
 

@@ -21,21 +21,23 @@ import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError
 from PIL import Image
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 import cli
-from callbacks import ImageTokenizerRecord, PictureWriter, Progress, RunCheckpoint
+from averaging import WeightAveraging
+from callbacks import REJECTS, ImageTokenizerRecord, PictureWriter, Progress, RunCheckpoint, RunConfig
 from config_files import dropped_options, with_config_files
 from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
 from model_files import TRAINING_STATE, load_checkpoint
 from pipeline import TextToImage, fingerprint, to_pil_images
+from sharding import STRATEGY, strategy_of
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
 from vqvae.folders import load_image_tokenizer, load_image_tokenizer_config
@@ -45,7 +47,6 @@ log = logging.getLogger(__name__)
 
 GRID_PICTURES = 16
 CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
-REJECTS = "rejects.json"  # there too: the unusable files of a folder of pictures, where no other report is asked for
 NOISE = (  # Lightning's, about things that are as they should be here
     ".*does not have many workers.*",
     ".*LeafSpec.*",
@@ -56,24 +57,11 @@ NOISE = (  # Lightning's, about things that are as they should be here
 )
 
 
-class RunConfig(SaveConfigCallback):
-    """Writes RUN/config.yaml, from which the run can be repeated: from its start, also where this part was resumed."""
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            folder = Path(self.config.run)
-            folder.mkdir(parents=True, exist_ok=True)
-            config = self.config.clone()
-            config.ckpt_path = None
-            if config.data.loading.report == str(folder / REJECTS):
-                config.data.loading.report = None
-            self.parser.save(config, folder / "config.yaml", skip_unset=False, overwrite=True)
-
-
 class RunCLI(LightningCLI):
     """LightningCLI with a run folder: checkpoint, logs, pictures and the exported model lie in --run."""
 
     kind: str
+    can_spread = False  # the weights over devices
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -83,7 +71,7 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default=f"runs/{self.kind}", help="folder of this run")
         parser.add_argument("--checkpoint_minutes", type=float, default=10, help="minutes between two checkpoints")
-        parser.add_lightning_class_args(EMAWeightAveraging, "ema")
+        parser.add_lightning_class_args(WeightAveraging, "ema")
         parser.link_arguments("run", "trainer.default_root_dir")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
@@ -108,14 +96,21 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
                 self.run_folder, "tensorboard", version=""
             )
+        kwargs["strategy"] = strategy_of(config.trainer.strategy, self.kind, self.can_spread)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    @property
+    def spread(self) -> bool:
+        """Whether the weights are to be spread over the devices."""
+        return self.config[self.subcommand].trainer.strategy == STRATEGY
 
     def _callbacks(self) -> list[Callback]:
         """In this order: Lightning puts the weight averaging behind them, and the checkpoint behind that."""
         minutes = self.config[self.subcommand].checkpoint_minutes
         picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
         self.checkpoint = RunCheckpoint(self.run_folder / CHECKPOINT, minutes)
-        return [picture, Progress(), self.checkpoint]
+        # Drawn on one device, which would wait for the others' shares of the weights for ever.
+        return [*([] if self.spread else [picture]), Progress(), self.checkpoint]
 
     @property
     def run_folder(self) -> Path:
@@ -157,8 +152,11 @@ class RunCLI(LightningCLI):
         """Exports the averaged weights in the checkpoint; in the resumed one where that fit was over already."""
         own = self.run_folder / CHECKPOINT
         checkpoint = load_checkpoint(own if own.is_file() or resumed is None else resumed, self.model)
-        self.model.load_state_dict(checkpoint["state_dict"])
+        self.load_whole(checkpoint["state_dict"])
         self.export(self.run_folder / cli.MODEL_FOLDER)
+
+    def load_whole(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
 
     def validate(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, verbose: bool
@@ -223,6 +221,7 @@ class TokenizerCLI(RunCLI):
 
 class PriorCLI(RunCLI):
     kind = "prior"
+    can_spread = True
     picture_name = "samples"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -255,6 +254,12 @@ class PriorCLI(RunCLI):
 
     def _pipeline(self, system: PriorSystem) -> TextToImage:
         return TextToImage(system.prior, self.datamodule.text_tokenizer, self.image_tokenizer.to(system.device))
+
+    def load_whole(self, weights: dict[str, Tensor]) -> None:
+        if self.spread:
+            self.model.unspread(weights)
+        else:
+            super().load_whole(weights)
 
     def export(self, folder: Path) -> None:
         self._pipeline(self.model).save_pretrained(folder, data_fingerprint=self.datamodule.fingerprint)
@@ -318,16 +323,8 @@ def train(kind: str, args: list[str]) -> dict[str, float]:
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except ArgumentError as error:
-        raise ValueError(_shortest(error)) from error
+        raise ValueError(cli.of_command_line(error)) from error
     return {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-
-
-def _shortest(error: ArgumentError) -> str:
-    """What is wrong with the command line; where a value could not be computed from another, what our function said."""
-    cause: BaseException = error
-    while "compute_fn" in str(cause) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    return str(cause)
 
 
 def be_quiet() -> None:

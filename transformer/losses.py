@@ -71,9 +71,14 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         # Elsewhere, how many there are would have to be waited for, or be compiled for.
         used = targets != PAD
         hidden, targets = hidden[used], targets[used]
+    return summed_loss(hidden, weight, targets) / count
+
+
+def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The sum that `head_loss` takes the mean of, pads computed like the rest: (N, C), (V, C), (N,)."""
     autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
     dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
-    return _HeadLoss.apply(hidden, weight, targets, dtype, torch.is_grad_enabled()) / count
+    return _HeadLoss.apply(hidden, weight, targets, dtype, torch.is_grad_enabled())
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -93,7 +98,7 @@ class _HeadLoss(torch.autograd.Function):
             span = slice(start, start + rows)
             x, used = hidden[span].to(dtype), (targets[span] != PAD)[:, None]
             target = targets[span, None].clamp_min(0)  # of a pad: any, as `used` takes it out
-            log_p = torch.log_softmax(x @ narrow_weight.T, dim=-1, dtype=wide)  # (rows, V)
+            log_p = torch.log_softmax((x @ narrow_weight.T).to(wide), dim=-1)  # (rows, V)
             total -= torch.where(used, log_p.gather(1, target), 0).sum()
             if dweight is not None:
                 dlogits = log_p.exp_().scatter_add_(1, target, log_p.new_full(target.shape, -1)).to(dtype)

@@ -7,6 +7,7 @@ paper's norm is 4) and the number of updates are the Trainer's: gradient_clip_va
 import hashlib
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
@@ -25,6 +27,7 @@ from transformer.losses import PriorLoss, weigh
 from transformer.model import Prior
 from transformer.noise import splitmix64
 from transformer.schedules import cosine_factor, warmup_factor
+from transformer.spread import is_spread, spread, whole_prior
 from transformer.throughput import Throughput, peak_flops
 
 PRODUCTS = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "64-true": torch.float64}
@@ -140,7 +143,22 @@ class PriorSystem(pl.LightningModule):
         self.throughput: Throughput | None = None  # once the training has begun
         self._reported = 0  # the update of the last report
         self._plateau: ReduceLROnPlateau | None = None
-        self._prior_loss = torch.compile(Prior.loss) if compile else Prior.loss
+        self._compiled_loss = torch.compile(Prior.loss) if compile else None
+
+    def configure_model(self) -> None:
+        """Spreads the weights over the devices where the strategy asks for it. ValueError where they are compiled."""
+        if self.device_mesh is None or is_spread(self.prior):
+            return
+        if self._compiled_loss is not None:
+            raise ValueError("model.compile is true, which weights that are spread over devices (fsdp) do not take")
+        mixed = self.trainer.precision == "bf16-mixed"
+        spread(self.prior, self.device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
+
+    def unspread(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes whole tensors, of the names in the state dict, in the spread ones' place."""
+        prefix = "prior."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        self.prior = whole_prior(self.prior.config, own)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         key, devices = step_key(self.seed, self.global_step, batch_idx), self.trainer.world_size
@@ -153,10 +171,14 @@ class PriorSystem(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         loss = self._loss(batch["text_tokens"], batch["image_tokens"])
+        if is_spread(self.prior):
+            self.prior.reshard()  # else what is no block's stays gathered until a backward pass
         self._log_loss("val", loss, len(batch["text_tokens"]))
 
     def _loss(self, text_tokens: Tensor, image_tokens: Tensor) -> PriorLoss:
-        return self._prior_loss(self.prior, text_tokens, image_tokens)
+        if self._compiled_loss is not None:
+            return self._compiled_loss(self.prior, text_tokens, image_tokens)
+        return self.prior.loss(text_tokens, image_tokens)
 
     def _of_all_devices(self, loss: PriorLoss, count: Tensor) -> PriorLoss:
         """The text's loss divided by the devices' mean number of text tokens instead of this one's: the mean over the
@@ -215,7 +237,7 @@ class PriorSystem(pl.LightningModule):
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         if gradient_clip_val:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        self.log("train/grad_norm", norm)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
         optimizer = make_optimizer(self.prior, self.optim)

@@ -262,6 +262,13 @@ def test_compiled_training_equals_eager(make_config, fit):
         torch.testing.assert_close(compiled[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
 
 
+def test_compiled_weights_are_not_spread(make_config):
+    system = PriorSystem(make_config(n_layer=1), optim(), compile=True)
+    system._device_mesh = object()  # as a strategy would set it
+    with pytest.raises(ValueError, match=r"model\.compile is true, which weights that are spread .* do not take"):
+        system.configure_model()
+
+
 def test_a_compiled_prior_saves_and_loads(make_config, tmp_path):
     system = PriorSystem(make_config(n_layer=1), optim(), compile=True)
     system.prior.save_pretrained(tmp_path)
