@@ -6,7 +6,7 @@
         --lpips weights/lpips --inception default_1.pt
 
     python evaluate.py prior --model runs/my-prior --data pictures --split val --out runs/my-prior/val
-    python evaluate.py prior --model runs/my-prior --codes runs/my-codes --split val --dtype bfloat16 --out report
+    python evaluate.py prior --model runs/my-prior --codes runs/my-codes --split val --weights bfloat16 --out report
     python evaluate.py prior --model runs/demo/prior --out report --samples 128 --n 4 --guidance_scale 1 3 \\
         --drawings.size 40 --drawings.count 500 --drawings.max_objects 1 --drawings.backgrounds plain --drawings.seed 11
 
@@ -20,7 +20,7 @@ report.json and positions.png: the nats at each place of the picture.
 
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -30,6 +30,7 @@ from data.shapes import ShapesConfig
 from evaluation.prior import evaluate_prior
 from evaluation.tokenizer import evaluate_tokenizer
 from transformer.sampling import SamplingConfig
+from transformer.serving import Weights
 
 
 def parse(args: list[str]) -> Namespace:
@@ -77,9 +78,7 @@ def _tokenizer_parser() -> ArgumentParser:
 def _prior_parser() -> ArgumentParser:
     parser, usual = _parser("prior", "Likelihoods, times and samples of a prior."), SamplingConfig()
     parser.add_argument("--codes", type=str | None, help="a folder of encode.py, in the place of --data")
-    parser.add_argument(
-        "--dtype", type=Literal["float32", "bfloat16"], default="float32", help="of the prior's weights"
-    )
+    parser.add_argument("--weights", type=Weights, default="float32", help="of the prior: float32, bfloat16 or int8")
     parser.add_argument("--samples", type=int | None, help="captions of drawings to sample from and judge; 64, if any")
     parser.add_argument("--n", type=int, default=1, help="pictures a caption; from 2 on, the best is judged too")
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 3.0], help="one or more; 1 is none")

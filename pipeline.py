@@ -27,6 +27,7 @@ from data.text import TextTokenizer
 from transformer.decoding import generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
+from transformer.serving import Weights, for_decoding
 from vqvae.folders import load_image_tokenizer
 
 BUNDLE, IMAGE_TOKENIZER, TEXT_TOKENIZER = "bundle.json", "image_tokenizer", "tokenizer.json"
@@ -64,9 +65,15 @@ class TextToImage:
     """A prior with the two tokenizers it was trained on.
 
     Raises ValueError where the sizes of the three do not fit.
+
+    Attributes:
+        weights: the form of the prior's weights, see transformer/serving.py.
+        compile: whether steps of decoding are compiled, see transformer.decoding.generate.
     """
 
     def __init__(self, prior: Prior, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer) -> None:
+        self.weights: Weights = "float32"
+        self.compile = False
         pairs = {
             "codebook_size": (prior.config.codebook_size, image_tokenizer.codebook_size),
             "grid_size": (tuple(prior.config.grid_size), tuple(image_tokenizer.grid_size)),
@@ -81,8 +88,20 @@ class TextToImage:
         self.prior, self.text_tokenizer, self.image_tokenizer = prior, text_tokenizer, image_tokenizer
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "TextToImage":
-        """The bundle that `save_pretrained` wrote.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        weights: Weights = "float32",
+        compile: bool = False,
+    ) -> "TextToImage":
+        """The bundle that `save_pretrained` wrote, for drawing pictures: its prior can not be trained.
+
+        Args:
+            folder: where it lies.
+            device: where to draw.
+            weights: what the prior's weights are kept as: "float32", or to draw quicker "bfloat16" or "int8".
+            compile: have steps of decoding compiled, which pays for many pictures.
 
         Raises ValueError for files that are missing, damaged or not made for each other, or a device that is not there.
         """
@@ -94,6 +113,9 @@ class TextToImage:
         image_tokenizer = load_image_tokenizer(folder / IMAGE_TOKENIZER)
         pipeline = cls(Prior.from_pretrained(folder), TextTokenizer.load(folder / TEXT_TOKENIZER), image_tokenizer)
         pipeline._check_fingerprints(bundle)
+        assert pipeline.fingerprint  # of the weights as they were; kept
+        for_decoding(pipeline.prior, weights)
+        pipeline.weights, pipeline.compile = weights, compile
         return pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path, data_fingerprint: str | None = None) -> None:
@@ -146,7 +168,8 @@ class TextToImage:
             prompt: a caption, or several.
             n: pictures a caption, at least 1.
             seed: a picture is a function of (weights, caption, seed, settings), however many are drawn with it.
-            settings: temperature, top_k, top_p, guidance_scale: the fields of transformer.sampling.SamplingConfig.
+            settings: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule: the fields of
+                transformer.sampling.SamplingConfig.
         """
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
         repeated, seeds = repeat(captions, n, seed)
@@ -193,6 +216,7 @@ class TextToImage:
                 text_tokens[chunk],
                 seeds=all_seeds[chunk],
                 config=config,
+                compile=self.compile,
                 progress=_scaled(progress, start, len(text_tokens[chunk]), total) if progress else None,
             )
             # One at a time: convolutions over several pictures may round otherwise than over one.

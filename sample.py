@@ -30,11 +30,18 @@ from tqdm import tqdm
 import cli
 from grids import captioned_grid, save_png
 from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images
-from transformer.sampling import SamplingConfig
+from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
 
 SLUG_LENGTH = 60
 GRID_PICTURES = 256  # at most; the JSON file lists all
-SHORT = {"temperature": "t", "top_k": "k", "top_p": "p", "guidance_scale": "g"}  # settings in a file's name
+SHORT = {  # settings in a file's name; a schedule's own name says what it is
+    "temperature": "t",
+    "top_k": "k",
+    "top_p": "p",
+    "min_p": "m",
+    "guidance_scale": "g",
+    "guidance_schedule": "",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,16 @@ def _parser() -> cli.Parser:
     parser.add_argument("--top_k", type=int, help="draw from so many of the likeliest codes only")
     parser.add_argument("--top_p", type=float, help="draw from the fewest codes that have this probability together")
     parser.add_argument(
+        "--min_p", type=float, help="draw from codes with at least this part of the likeliest one's chance"
+    )
+    parser.add_argument(
         "--guidance_scale", type=float, default=usual.guidance_scale, help="above 1: closer to captions (%(default)s)"
+    )
+    parser.add_argument(
+        "--guidance_schedule",
+        choices=GUIDANCE_SCHEDULES,
+        default=usual.guidance_schedule,
+        help="how guidance grows from a picture's first code, not guided, to its last (%(default)s)",
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")

@@ -83,7 +83,7 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
     check_one_given(data=options.data, drawings=options.drawings, codes=options.codes)
     plan = _sample_plan(options)
     out, device = report_folder(options.out), usable_device(options.device)
-    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device)
+    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights)
     check_drawn_large_enough(options.drawings, pipeline.image_tokenizer.config.image_size)
     source = open_captioned(options.data, options.drawings, options.codes, loading(options, out))
     if isinstance(source, CodesSource):
@@ -91,7 +91,6 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
     rows = choose(source, options.split, options.count, options.val_fraction)
     asked = _asked(options.samples, source, rows)
     report = _about(options, pipeline, source, rows)
-    pipeline.prior.to(getattr(torch, options.dtype))
     batches = _Batches(pipeline, source, options)
     report |= _teacher_forced(pipeline, batches, rows)
     if asked:
@@ -157,7 +156,7 @@ def _about(options: Namespace, pipeline: TextToImage, source: Keyed, rows: list[
         "text_len": config.text_len,
         "captions_cut": pipeline.text_tokenizer.count_longer(captions, config.text_len),
         "device": options.device,
-        "dtype": options.dtype,
+        "weights": options.weights,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -13,7 +13,7 @@ def table(report: dict[str, Any]) -> str:
     (height, width), cut = report["grid_size"], report["captions_cut"]
     lines = [
         f"{report['pictures']:,} pictures of {report['image_size']} pixels in {height}x{width} codes of "
-        f"{report['codebook_size']:,} ({which_split(report)}), {report['dtype']}, intervals of 95 %"
+        f"{report['codebook_size']:,} ({which_split(report)}), {report['weights']}, intervals of 95 %"
     ]
     if cut:
         lines.append(f"{cut:,} captions have more than {report['text_len'] - 1} tokens: their ends are cut off")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.shared import now
-from transformer.decoding import generate
+from transformer.decoding import UNKNOWN, generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
 
@@ -114,6 +114,7 @@ def _decoded(prior: Prior) -> int:
 def _seconds_a_token(prior: Prior, text_tokens: Tensor, image_tokens: Tensor, guidance_scale: float) -> float:
     """The first token drawn takes in all before it: the time begins after it."""
     given = prior.config.image_len - 1 - _decoded(prior)
+    known = torch.arange(prior.config.image_len, device=image_tokens.device).view(prior.config.grid_size) < given
     marks: list[float] = []
 
     def mark(done: int, total: int) -> None:
@@ -125,7 +126,7 @@ def _seconds_a_token(prior: Prior, text_tokens: Tensor, image_tokens: Tensor, gu
         text_tokens,
         seeds=torch.zeros(1, dtype=torch.int64),
         config=SamplingConfig(guidance_scale=guidance_scale),
-        prefix_image_tokens=image_tokens.flatten(1)[:, :given],
+        given=torch.where(known, image_tokens, UNKNOWN),
         progress=mark,
     )
     return (marks[-1] - marks[0]) / _decoded(prior)

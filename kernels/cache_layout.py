@@ -1,11 +1,15 @@
-"""In which slot of a cache each key lies: the text in the first L slots, the picture in a ring behind it.
+"""How keys and values are kept while a picture is decoded: the text's for all its samples once, the image's in a ring.
 
-A cache of S slots keeps the key at raster position p in slot L + p % (S - L), a later key in the place of an earlier
-one. With S = seq_len that is one slot for each position, and a layer whose pattern reaches less far back needs no more
-than `Pattern.cache_len`.
+    text     (P, H, L, D)   the keys of P texts, each of which B / P samples in a row share
+    image    (B, H, R, D)   raster position p in slot p % R, a later key in the place of an earlier one
 
-Legend: L text_len, S slots, N new queries.
+With R = image_len that is one slot for each position; a layer whose pattern reaches less far back needs no more than
+`Pattern.ring_len`.
+
+Legend: B batch, P texts, H heads, L text_len, R slots of the ring, N new queries, D head dim.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,44 +17,36 @@ from torch import Tensor
 from kernels.patterns import Pattern
 
 
-def cached_slots(pattern: Pattern, slots: int, positions: Tensor) -> Tensor:
-    """The slots of the keys at some sequence positions: integers of any shape -> the same shape."""
-    ring = slots - pattern.text_len
-    in_ring = pattern.text_len + (positions - pattern.text_len) % max(ring, 1)
-    return torch.where(positions < pattern.text_len, positions, in_ring)
+class KeysValues(NamedTuple):
+    """Keys and values of one shape (B or P, H, positions, D)."""
+
+    k: Tensor
+    v: Tensor
 
 
-def cached_positions(
-    pattern: Pattern, slots: int, last: int | Tensor, device: torch.device | str | None = None
-) -> Tensor:
-    """The sequence position whose key each slot holds once `last` has been stored: int64 (S,).
+def ring_positions(slots: int, last: int | Tensor, device: torch.device | str | None = None) -> Tensor:
+    """The raster position whose key each of R slots holds once `last` has been stored: int64 (R,).
 
-    Text slots name their own position, filled or not, and slots of the ring that were never filled name seq_len: to
-    every query so far both lie in the future.
+    Negative where a slot was never filled.
     """
-    slot = torch.arange(slots, device=device)
-    ring = slots - pattern.text_len
-    newest = last - (last - slot) % max(ring, 1)  # of the positions up to `last` that share the slot
-    in_ring = torch.where(newest < pattern.text_len, pattern.seq_len, newest)
-    return torch.where(slot < pattern.text_len, slot, in_ring)
+    return last - (last - torch.arange(slots, device=device)) % slots
 
 
-def check_cached(pattern: Pattern, slots: int, position: int, new: int) -> None:
-    """Whether a cache of S slots can hold all that N queries from `position` on see, their own keys included.
+def check_ring(pattern: Pattern, slots: int, index: int, new: int) -> None:
+    """Whether a ring of R slots holds all that N queries from raster position `index` on see, their own keys included.
 
     Raises:
-        ValueError: positions outside the sequence, more slots than it has positions, or a ring that is too short.
+        ValueError: positions outside the image, more slots than it has positions, or a ring that is too short.
     """
-    last = position + new - 1
-    if not (0 <= position <= last < pattern.seq_len and slots <= pattern.seq_len):
+    last, image_len = index + new - 1, pattern.image_len
+    if not (0 <= index <= last < image_len and slots <= image_len):
         raise ValueError(
-            f"queries at positions {position}..{last} against {slots} cached keys, expected positions 0.."
-            f"{pattern.seq_len - 1} and cached keys <= {pattern.seq_len} (the pattern's length)"
+            f"queries at raster positions {index}..{last} against {slots} image keys, expected positions 0.."
+            f"{image_len - 1} and image keys <= {image_len} (the pattern's image)"
         )
-    text_len, reach = pattern.text_len, pattern.seq_len if pattern.reach is None else pattern.reach
-    seen = last - text_len - max(0, position - text_len - reach) + 1
-    if slots - text_len < seen:
+    reach = image_len if pattern.reach is None else pattern.reach
+    seen = last - max(0, index - reach) + 1
+    if slots < seen:
         raise ValueError(
-            f"queries at positions {position}..{last} against {slots} cached keys: "
-            f"with {text_len} of the text they need {text_len + seen}"
+            f"queries at raster positions {index}..{last} against {slots} image keys, expected at least {seen}"
         )

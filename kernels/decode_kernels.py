@@ -1,6 +1,6 @@
 """Triton kernels of one decoding step; what they do is told in decode.py.
 
-Legend: B batch, H heads, S slots, N new queries, D head dim; M queries and N keys of a block. acc, l_i, m_i: output,
+Legend: B batch, H heads, N new queries, D head dim; M queries and N keys of a block. acc, l_i, m_i: output,
 sum and maximum of the softmax so far, in base 2.
 """
 
@@ -13,50 +13,44 @@ from kernels.blocks import LEAST_FLOAT32, Rows, dot, keys_of, load, rows_of, sto
 
 
 class _List(NamedTuple):
-    """The list of keys that the queries may see: first text keys, then local ones (device side)."""
+    """The list of keys that the queries may see, in blocks of one kind: first the text's, then local ones."""
 
     text_keys: Any
-    entries: Any
-    """Of text and local keys together."""
-    used: Any
-    """Text keys that image queries see."""
-    text_len: Any
+    local_keys: Any
+    text_blocks: Any
+    blocks: Any
+    """Of both kinds."""
     ring: Any
-    newest: Any
-    """The last raster position stored; negative in the text."""
+    last: Any
+    """The last raster position stored."""
 
 
 @triton.jit
-def _list_of(first, last, used, text_len, ring, STRIDE: tl.constexpr):
-    """The _List of the queries at sequence positions `first` .. `last`."""
-    text_keys = tl.where(first < text_len, tl.minimum(last + 1, text_len), used)
-    newest = tl.maximum(last - text_len, 0)
-    local_keys = (tl.minimum(newest, ring - 1) - newest % STRIDE) // STRIDE + 1
-    local_keys = tl.where(last < text_len, 0, local_keys)
-    return _List(text_keys, text_keys + local_keys, used, text_len, ring, last - text_len)
+def _list_of(last, text_keys, ring, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The _List of queries up to raster position `last`."""
+    local_keys = (tl.minimum(last, ring - 1) - last % STRIDE) // STRIDE + 1
+    text_blocks = tl.cdiv(text_keys, BLOCK.N)
+    return _List(text_keys, local_keys, text_blocks, text_blocks + tl.cdiv(local_keys, BLOCK.N), ring, last)
 
 
 @triton.jit
-def _where(keys, entry, STRIDE: tl.constexpr):
-    """Slot in the cache of each entry (N,) of a _List, and the raster position of the local ones."""
-    newest = tl.maximum(keys.newest, 0)
-    turn = newest % keys.ring  # the newest one's slot; what lies behind it was stored a turn earlier
-    slot = newest % STRIDE + (entry - keys.text_keys) * STRIDE
-    raster = tl.where(slot <= turn, slot, slot - keys.ring) + (newest - turn)
-    return tl.where(entry < keys.text_keys, entry, keys.text_len + slot), raster
+def _entries(keys, block, is_text, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The entries (N,) of a block of a _List: their slots, which of them are keys, and local ones' raster positions."""
+    entry = (block - tl.where(is_text, 0, keys.text_blocks)) * BLOCK.N + tl.arange(0, BLOCK.N)
+    newest = keys.last % keys.ring  # the last one's slot; what lies behind it was stored a turn earlier
+    slot = keys.last % STRIDE + entry * STRIDE
+    raster = tl.where(slot <= newest, slot, slot - keys.ring) + (keys.last - newest)
+    return tl.where(is_text, entry, slot), entry < tl.where(is_text, keys.text_keys, keys.local_keys), raster
 
 
 @triton.jit
-def _seen(q_pos, entry, k_raster, keys, RULE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr):
-    """(M, N): which queries, by sequence position, see which entries of a _List."""
-    of_text = entry < keys.text_keys
-    of_image = (entry >= keys.text_keys) & (entry < keys.entries) & (k_raster >= 0)
-    from_text = (q_pos < keys.text_len)[:, None]
-    seen_text = (entry[None, :] <= q_pos[:, None]) & ((entry < keys.used)[None, :] | from_text)
-    # Rules are asked about positions inside the image only.
-    q_raster, k_raster = tl.maximum(q_pos - keys.text_len, 0), tl.maximum(k_raster, 0)
-    seen_image = RULE(q_raster[:, None], k_raster[None, :], WIDTH, HALF) & (q_pos >= keys.text_len)[:, None]
-    return (of_text[None, :] & seen_text) | (of_image[None, :] & seen_image)
+def _either(is_text, text, image):
+    """The Rows of the text or those of the ring."""
+    return Rows(
+        tl.where(is_text, text.pointer, image.pointer),
+        tl.where(is_text, text.stride_t, image.stride_t),
+        tl.where(is_text, text.stride_d, image.stride_d),
+    )
 
 
 @triton.jit
@@ -74,13 +68,14 @@ def _weighted(weights, v, BLOCK: tl.constexpr):
 @triton.jit
 def step_kernel(
     q,
-    k,
-    v,
+    text,
+    image,
     o,
     lse,
-    position,
+    index,
     prefix_lengths,
     n_head,
+    samples,
     new,
     text_len,
     ring,
@@ -91,7 +86,7 @@ def step_kernel(
     STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (head, slice). q, k and v are Heads, k and v of caches.
+    """Program (head, slice). q is Heads, text and image are KeysValues of them; `samples` in a row share a text.
 
     o is (slices, B * H, N, D), lse (slices, B * H, N), or None where there is one slice.
     """
@@ -99,26 +94,29 @@ def step_kernel(
     D: tl.constexpr = BLOCK.D
     program, part = tl.program_id(0), tl.program_id(1)
     batch, head = program // n_head, program % n_head
-    first = tl.load(position).to(tl.int32)
-    seen_list = _list_of(
-        first, first + new - 1, used_text_keys(prefix_lengths, batch, text_len), text_len, ring, STRIDE
-    )  # fmt: skip
-    slice_len = tl.cdiv(tl.cdiv(seen_list.entries, BLOCK.N), tl.num_programs(1)) * BLOCK.N
-    slice_end = tl.minimum((part + 1) * slice_len, seen_list.entries)
+    first = tl.load(index).to(tl.int32)
+    used = used_text_keys(prefix_lengths, batch, text_len)
+    keys = _list_of(first + new - 1, used, ring, STRIDE, BLOCK)
+    share = tl.cdiv(keys.blocks, tl.num_programs(1))
 
-    offs_m, offs_n = tl.arange(0, M), tl.arange(0, BLOCK.N)
+    offs_m = tl.arange(0, M)
     is_query = offs_m < new
-    queries, cache = load(rows_of(q, batch, head, 0), offs_m, is_query, BLOCK), keys_of(k, v, batch, head, 0)
+    queries = load(rows_of(q, batch, head, 0), offs_m, is_query, BLOCK)
+    texts = keys_of(text.k, text.v, batch // samples, head, 0)
+    images = keys_of(image.k, image.v, batch, head, 0)
     acc = tl.zeros([M, D], dtype=tl.float32)
     l_i = tl.zeros([M], dtype=tl.float32)
     # The least finite number, as -inf would make -inf - -inf of rows that have seen nothing so far.
     m_i = tl.full([M], LEAST_FLOAT32, dtype=tl.float32)
-    for start in tl.range(part * slice_len, slice_end, BLOCK.N):
-        entry = start + offs_n
-        slot, k_raster = _where(seen_list, entry, STRIDE)
-        seen = _seen(first + offs_m, entry, k_raster, seen_list, RULE, WIDTH, HALF) & is_query[:, None]
+    for block in tl.range(part * share, tl.minimum((part + 1) * share, keys.blocks)):
+        is_text = block < keys.text_blocks
+        slot, is_key, k_raster = _entries(keys, block, is_text, STRIDE, BLOCK)
+        # What the rule says of positions outside the image does not count: they are no keys or no queries.
+        allowed = is_text | RULE((first + offs_m)[:, None], k_raster[None, :], WIDTH, HALF)
+        seen = allowed & is_key[None, :] & is_query[:, None]
         fetched = tl.max(seen.to(tl.int32), 0) > 0
-        block_k, block_v = load(cache.k, slot, fetched, BLOCK), load(cache.v, slot, fetched, BLOCK)
+        block_k = load(_either(is_text, texts.k, images.k), slot, fetched, BLOCK)
+        block_v = load(_either(is_text, texts.v, images.v), slot, fetched, BLOCK)
         scores = tl.where(seen, _scores(queries, block_k, BLOCK) * scale_log2, float("-inf"))
         m_new = tl.maximum(m_i, tl.max(scores, 1))
         weights, alpha = tl.exp2(scores - m_new[:, None]), tl.exp2(m_i - m_new)

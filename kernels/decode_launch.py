@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from kernels.blocks import Block, Heads, head_block
+from kernels.cache_layout import KeysValues
 from kernels.decode_kernels import merge_kernel, step_kernel
 from kernels.jit import AotSpec, Call, aot_spec, device_function
 from kernels.launch import Launch, tuned_launch
@@ -25,9 +26,9 @@ MAX_SPLITS = 32
 ONE = {
     (16, 16): Launch(1, 256, 4, 1),
     (16, 32): Launch(1, 256, 8, 1),
-    (16, 64): Launch(1, 128, 8, 1),
+    (16, 64): Launch(1, 128, 4, 1),
     (16, 128): Launch(1, 128, 8, 1),
-    (16, 256): Launch(1, 32, 8, 1),
+    (16, 256): Launch(1, 32, 4, 1),
     (32, 16): Launch(1, 256, 4, 1),
     (32, 32): Launch(1, 256, 8, 1),
     (32, 64): Launch(1, 128, 8, 1),
@@ -43,7 +44,7 @@ FEW = {
     (32, 16): Launch(16, 64, 4, 2),
     (32, 32): Launch(16, 64, 4, 2),
     (32, 64): Launch(16, 64, 4, 2),
-    (32, 128): Launch(16, 32, 4, 2),
+    (32, 128): Launch(16, 32, 8, 2),
     (32, 256): Launch(16, 16, 4, 2),
 }
 MERGE = {"num_warps": 4, "num_stages": 1}
@@ -58,7 +59,7 @@ def launch_parameters(q: Tensor, pattern: Pattern) -> Launch:
 
 def split_count(pattern: Pattern, new: int, slots: int) -> int:
     """Into how many slices a head's list of keys is cut: whatever the batch, so that a picture is the same in each."""
-    keys = pattern.text_len + (pattern.height if _stride(pattern, new) > 1 else slots - pattern.text_len)
+    keys = pattern.text_len + (pattern.height if _stride(pattern, new) > 1 else slots)
     return max(1, min(keys // SLICE_KEYS, MAX_SPLITS))
 
 
@@ -68,22 +69,23 @@ def _stride(pattern: Pattern, new: int) -> int:
 
 
 def step_call(
-    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor | None, position: Tensor, prefix_lengths: Tensor | None,
-    scale: float, pattern: Pattern, launch: Launch, splits: int,
+    q: Tensor, text: KeysValues, image: KeysValues, o: Tensor, lse: Tensor | None, index: Tensor,
+    prefix_lengths: Tensor | None, scale: float, pattern: Pattern, launch: Launch, splits: int,
 ) -> Call:  # fmt: skip
     """Writes o and lse, or without lse, where there is one slice, o alone."""
     arguments = {
         "q": Heads.of(q),
-        "k": Heads.of(k),
-        "v": Heads.of(v),
+        "text": KeysValues(*map(Heads.of, text)),
+        "image": KeysValues(*map(Heads.of, image)),
         "o": o,
         "lse": lse,
-        "position": position,
+        "index": index,
         "prefix_lengths": prefix_lengths,
         "n_head": q.shape[1],
+        "samples": len(q) // len(text.k),
         "new": q.shape[2],
         "text_len": pattern.text_len,
-        "ring": max(k.shape[2] - pattern.text_len, 1),
+        "ring": image.k.shape[2],
         "scale_log2": scale * math.log2(math.e),
         "RULE": device_function(pattern.rule.allows),
         "WIDTH": pattern.width,
@@ -103,36 +105,49 @@ def merge_call(parts: Tensor, lse: Tensor, o: Tensor) -> Call:
 
 
 def run_step(
-    q: Tensor, k: Tensor, v: Tensor, position: Tensor, prefix_lengths: Tensor | None, scale: float, pattern: Pattern
+    q: Tensor,
+    text: KeysValues,
+    image: KeysValues,
+    index: Tensor,
+    prefix_lengths: Tensor | None,
+    scale: float,
+    pattern: Pattern,
 ) -> Tensor:
     o, launch = q.new_empty(q.shape), launch_parameters(q, pattern)
     prefix_lengths = None if prefix_lengths is None else prefix_lengths.contiguous()
-    splits = split_count(pattern, q.shape[2], k.shape[2])
+    splits = split_count(pattern, q.shape[2], image.k.shape[2])
     if splits == 1:
-        step_call(q, k, v, o, None, position, prefix_lengths, scale, pattern, launch, splits).run(q)
+        step_call(q, text, image, o, None, index, prefix_lengths, scale, pattern, launch, splits).run(q)
         return o
     parts = q.new_empty(splits, *q.shape, dtype=torch.float32)
     lse = q.new_empty(splits, *q.shape[:3], dtype=torch.float32)
-    step_call(q, k, v, parts, lse, position, prefix_lengths, scale, pattern, launch, splits).run(q)
+    step_call(q, text, image, parts, lse, index, prefix_lengths, scale, pattern, launch, splits).run(q)
     merge_call(parts, lse, o).run(q)
     return o
 
 
 def aot_specs() -> Iterator[AotSpec]:
     """The step of each table entry and dtype, under one rule or, at a head dim of 64, under all; and the merge."""
+    conv = Pattern("conv", 256, 32, 32, conv_wrap="clamped")
+    rules = [Pattern(kind, 256, 32, 32, conv_wrap=wrap or "linear") for kind, wrap in RULES]
     for new, table in ((1, ONE), (4, FEW)):
         for (bits, head_dim), launch in table.items():
             for dtype in (torch.float32,) if bits == 32 else (torch.float16, torch.bfloat16):
                 q = torch.empty(2, 16, new, head_dim, dtype=dtype, device="meta")
-                for kind, wrap in RULES if head_dim == 64 else [("conv", "clamped")]:
-                    yield _aot_step(Pattern(kind, 256, 32, 32, conv_wrap=wrap or "linear"), q, launch)
+                for pattern in rules if head_dim == 64 else [conv]:
+                    yield _aot_step(pattern, q, launch, splits=2)
+                yield _aot_step(conv, q, launch, splits=1)
     for head_dim in (16, 32, 64, 128, 256):
         parts = torch.empty(MAX_SPLITS, 2, 16, 1, head_dim, device="meta")
         yield aot_spec(f"decode merge, D {head_dim}", merge_call(parts, parts, parts[0].bfloat16()))
 
 
-def _aot_step(pattern: Pattern, q: Tensor, launch: Launch) -> AotSpec:
-    k, integers = q.new_empty(2, 16, pattern.cache_len, q.shape[3]), q.new_empty(2, dtype=torch.int32)
-    call = step_call(q, k, k, k.float(), k.float(), integers, integers, 0.125, pattern, launch, 2)
+def _aot_step(pattern: Pattern, q: Tensor, launch: Launch, splits: int) -> AotSpec:
+    """Two samples of one text: in slices and with prefix lengths, or in one slice and without them."""
+    text, image = (KeysValues(x, x) for x in (q.new_empty(1, 16, 256, q.shape[3]), q.new_empty(2, 16, 176, q.shape[3])))
+    integers, partial = q.new_empty(2, dtype=torch.int32), q.new_empty(q.shape, dtype=torch.float32)
+    o, lse, prefix_lengths = (q, None, None) if splits == 1 else (partial, partial, integers)
+    call = step_call(q, text, image, o, lse, integers, prefix_lengths, 0.125, pattern, launch, splits)
     label = f"decode {'one' if q.shape[2] == 1 else 'few'} {str(q.dtype).removeprefix('torch.')}, D {q.shape[3]}"
-    return aot_spec(f"{label}, {pattern.kind}{f' {pattern.conv_wrap}' if pattern.kind == 'conv' else ''}", call)
+    label += f", {pattern.kind}{f' {pattern.conv_wrap}' if pattern.kind == 'conv' else ''}"
+    return aot_spec(f"{label}{', one slice' if splits == 1 else ''}", call)

@@ -157,9 +157,9 @@ class Pattern:
         return None if self.rule.reach is None else self.rule.reach(self.width, self.half)
 
     @property
-    def cache_len(self) -> int:
-        """How many keys decoding one by one needs to keep: the text, and of the image what is in reach."""
-        return self.text_len + (self.image_len if self.reach is None else min(self.image_len, self.reach + 1))
+    def ring_len(self) -> int:
+        """How many image keys decoding one by one needs to keep: what is in reach."""
+        return self.image_len if self.reach is None else min(self.image_len, self.reach + 1)
 
 
 def attends_image(pattern: Pattern, q: Tensor, k: Tensor) -> Tensor:

@@ -21,10 +21,12 @@ import triton
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from kernels import decode_launch, flash_launch, nearest_triton
-from kernels.attention import attention, attention_step
+from kernels.attention import attention
+from kernels.cache_layout import KeysValues
 from kernels.launch import Launch, store_tuned, trying, tuning_key
 from kernels.nearest import nearest_code
 from kernels.patterns import KINDS, Pattern
+from kernels.step import attention_step
 
 FLASH = ("forward", "query_gradient", "key_gradient")
 NEAREST = (8 * 1024, 8192)  # vectors and codes
@@ -103,11 +105,13 @@ def _decode_case(
 ) -> Case:
     batch, heads, _, head_dim = shape
     new = 1 if kernel == "decode_one" else 4
+    slots = min(pattern.image_len, pattern.ring_len + new - 1)
     q = torch.randn(batch, heads, new, head_dim, dtype=dtype, device=device)
-    k, v = (torch.randn(batch, heads, pattern.seq_len, head_dim, dtype=dtype, device=device) for _ in range(2))
+    text = KeysValues(*torch.randn(2, batch, heads, pattern.text_len, head_dim, dtype=dtype, device=device))
+    image = KeysValues(*torch.randn(2, batch, heads, slots, head_dim, dtype=dtype, device=device))
 
     def run() -> object:
-        return attention_step(q, k, v, pattern, pattern.seq_len - new, impl="triton")
+        return attention_step(q, text, image, pattern, pattern.image_len - new, impl="triton")
 
     key = tuning_key(name, kernel, dtype, head_dim, pattern.kind)
     return Case(kernel, key, run, decode_launch.launch_parameters(q, pattern))

@@ -134,13 +134,15 @@ def test_the_files_show_what_the_pipeline_draws(draw, pipeline):
 
 
 def test_metadata_and_names_carry_caption_seed_settings_and_model(draw, pipeline):
-    out = draw("ein größerer Kreis", "--n", "1", "--top_p", "0.9", "--temperature", "0.5")
+    settings = {"temperature": 0.5, "top_k": 12, "top_p": 0.9, "min_p": 0.01, "guidance_scale": 2.5}
+    settings["guidance_schedule"] = "cosine"
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    out = draw("ein größerer Kreis", "--n", "1", *options)
     (path,) = out.glob("*_seed*.png")
     assert path.name.startswith("ein-groerer-kreis--")
-    assert path.name.endswith(f"_seed0_t0.5_p0.9_{pipeline.fingerprint[:8]}.png")
+    assert path.name.endswith(f"_seed0_t0.5_k12_p0.9_m0.01_g2.5_cosine_{pipeline.fingerprint[:8]}.png")
     with Image.open(path) as picture:
         text = picture.text
-    settings = {"temperature": 0.5, "top_k": None, "top_p": 0.9, "guidance_scale": 1.0}
     assert json.loads(text.pop("settings")) == settings == manifest(out)["settings"]
     assert text == {"caption": "ein größerer Kreis", "seed": "0", "model": pipeline.fingerprint}
 
@@ -270,6 +272,8 @@ def test_files_that_hold_no_captions(fails, tmp_path):
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--top_k", "0"], "top_k is 0"),
         (["--top_p", "1.5"], "top_p is 1.5"),
+        (["--min_p", "0"], "min_p is 0.0"),
+        (["--guidance_schedule", "steep"], "invalid choice: 'steep' (choose from"),
         (["--guidance_scale", "-2"], "guidance_scale is -2.0"),
         (["--seed", str(2**63)], "does not fit 64 bits"),
         (["--device", "cuda:64"], "device cuda:64 was asked for"),

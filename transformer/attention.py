@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from kernels.attention import attention, attention_step
+from kernels.attention import attention
 from kernels.patterns import Pattern
+from kernels.step import attention_step
 from transformer.cache import KVCache
 from transformer.config import NORM_EPS, PriorConfig
 from transformer.rotary import rotate
@@ -34,14 +35,28 @@ def attend_sequence(patterns: Sequence[Pattern], prefix_lengths: Tensor | None) 
     return attend
 
 
-def attend_cached(
-    patterns: Sequence[Pattern], prefix_lengths: Tensor | None, cache: KVCache, position: int | Tensor
-) -> Attend:
-    """Attention of N new positions, from `position` on, over themselves and the cache, which takes in their keys."""
+def attend_text(cache: KVCache) -> Attend:
+    """Attention of texts over themselves, which is causal under all masks; the cache takes in their keys.
+
+    Layers have to come in order.
+    """
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = cache.update(layer, position, k, v)
-        return attention_step(q, keys, values, patterns[layer], position, prefix_lengths=prefix_lengths)
+        cache.store_text(k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    return attend
+
+
+def attend_image(
+    patterns: Sequence[Pattern], prefix_lengths: Tensor | None, cache: KVCache, index: int | Tensor
+) -> Attend:
+    """Attention of N image positions, from raster position `index` on, over the cache, which takes in their keys."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        image = cache.update(layer, index, k, v)
+        q = q.to(image.k.dtype)
+        return attention_step(q, cache.text[layer], image, patterns[layer], index, prefix_lengths=prefix_lengths)
 
     return attend
 
@@ -81,4 +96,5 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.n_head)
         if self.rotary_norm is not None:
             q, k = self.rotary_norm(q, k, *rotary)
-        return self.proj(rearrange(attend(q, k, v), "b h n d -> b n (h d)"))
+        attended = attend(q, k, v).to(q.dtype)  # caches may be narrower
+        return self.proj(rearrange(attended, "b h n d -> b n (h d)"))

@@ -1,44 +1,83 @@
 """Pictures' tokens from captions, one after the other: pure functions around the prior and its cache.
 
-Shapes: B batch, K codebook, h w token grid.
+The text of a caption is computed once, whatever the number of its pictures, and with guidance that of no caption once
+for all. Then a step takes in the last token of each picture and draws the next, everything it needs being tensors on
+the device: it is captured, or compiled, once for all positions, and nothing waits for the device between two tokens.
+
+Shapes: B batch, P texts, K codebook, h w token grid; rows are the B pictures and, guided, B without a caption as well.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from transformer.attention import attend_cached
+from transformer.attention import attend_image, attend_text
 from transformer.cache import KVCache
 from transformer.embeddings import PAD, null_captions
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig, choose_token
+from transformer.serving import cache_dtype
+
+UNKNOWN = -1
+"""Marks a token that is to be drawn; codes are never negative."""
+COMPILED_STEPS = 64  # for so many kinds of prior, batch and settings at once; PyTorch's own limit is 8
+STEPS_BEFORE_CAPTURE = 3
 
 
-def prefill(prior: Prior, text_tokens: Tensor, image_tokens: Tensor, cache: KVCache) -> Tensor:
-    """Fills the cache with the caption and the first n image tokens and predicts the next.
+@dataclass(frozen=True)
+class Decoding:
+    """Pictures in the making. Steps change the tensors in place."""
 
-    Args:
-        text_tokens: int64 (B, text_len - 1).
-        image_tokens: int64 (B, n), the first n < h * w raster positions.
+    tokens: Tensor
+    """int64 (B, h * w), up to `index` drawn."""
+    given: Tensor
+    """int64 (B, h * w), UNKNOWN where a token is to be drawn."""
+    index: Tensor
+    """int64, 0-d: the raster position to be drawn next."""
+    seeds: Tensor
+    """int64 (B,)."""
+    cache: KVCache
+    prefix_lengths: Tensor | None
+    """int32, one a row: see `Prior.prefix_lengths`."""
 
-    Returns:
-        Logits (B, K) of image token n.
-    """
-    prefix_lengths = prior.prefix_lengths(text_tokens)
-    x = prior.embedding(text_tokens, image_tokens)
-    x = prior.run_blocks(x, 0, attend_cached(prior.patterns, prefix_lengths, cache, 0))
-    return prior.image_logits(x[:, -1] if image_tokens.shape[1] else prior.last_text(x, prefix_lengths))
+
+def prefill_text(prior: Prior, texts: Tensor, cache: KVCache) -> Tensor:
+    """Fills the cache with texts, int64 (rows, text_len - 1), and predicts the first image token: logits (P, K)."""
+    x = prior.run_blocks(prior.embedding.text(texts), 0, attend_text(cache))
+    return prior.image_logits(prior.last_text(x, prior.prefix_lengths(texts)).index_select(0, cache.owners))
 
 
-def decode_one_token(
-    prior: Prior, image_token: Tensor, index: int, cache: KVCache, prefix_lengths: Tensor | None
+def decode_tokens(
+    prior: Prior, image_tokens: Tensor, index: int | Tensor, cache: KVCache, prefix_lengths: Tensor | None
 ) -> Tensor:
-    """Takes in the image token (B,) at raster position `index`; returns the logits (B, K) of the one after it."""
-    position = prior.config.text_len + index
-    x = prior.embedding.image(image_token[:, None], start=index)
-    x = prior.run_blocks(x, position, attend_cached(prior.patterns, prefix_lengths, cache, position))
-    return prior.image_logits(x[:, 0])
+    """Takes in the image tokens (rows, N) from raster position `index` on; returns the logits (rows, K) of the next.
+
+    `index` may be a 0-d tensor, but where it is 0.
+    """
+    x = prior.embedding.image(image_tokens, start=index)
+    attend = attend_image(prior.patterns, prefix_lengths, cache, index)
+    return prior.image_logits(prior.run_blocks(x, index + prior.config.text_len, attend)[:, -1])
+
+
+def put_token(decoding: Decoding, logits: Tensor, config: SamplingConfig) -> None:
+    """Draws the token at `decoding.index` from logits (rows, K), or takes the one given there, and moves on."""
+    index = decoding.index.view(1)
+    given = decoding.given.index_select(1, index)  # (B, 1)
+    drawn = choose_token(logits, decoding.seeds, decoding.index, decoding.tokens.shape[1], config)[:, None]
+    decoding.tokens.index_copy_(1, index, torch.where(given == UNKNOWN, drawn, given))
+    decoding.index.add_(1)
+
+
+def decode_step(prior: Prior, decoding: Decoding, config: SamplingConfig) -> None:
+    """Takes in the token before `decoding.index` and draws the one there."""
+    last = decoding.index - 1
+    tokens = _rows(decoding.tokens.index_select(1, last.view(1)), config)
+    put_token(decoding, decode_tokens(prior, tokens, last, decoding.cache, decoding.prefix_lengths), config)
 
 
 @torch.no_grad()
@@ -48,16 +87,22 @@ def generate(
     *,
     seeds: Tensor,
     config: SamplingConfig,
-    prefix_image_tokens: Tensor | None = None,
+    given: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    after_row: Callable[[Tensor], None] | None = None,
+    compile: bool = False,
 ) -> Tensor:
-    """Samples pictures' tokens. Each is a function of (weights, caption, seed, config, prefix), whatever its batch.
+    """Samples pictures' tokens. Each is a function of (weights, caption, seed, config, given), whatever its batch.
 
     Args:
-        text_tokens: int64 (B, text_len - 1) on the prior's device, PAD (-1) where unused.
+        text_tokens: int64 (B, text_len - 1) on the prior's device, PAD (-1) where unused. Captions that repeat should
+            follow one another, all equally often: they share their keys.
         seeds: int64 (B,), one a sample, any values.
-        prefix_image_tokens: int64 (B, n), forced first n tokens in raster order (completion of a picture). None: none.
+        given: int64 (B, h, w), tokens to keep, and UNKNOWN (-1) where they are to be drawn. A token is drawn knowing
+            those before it in raster order, given or not, and none behind it. None: all are drawn.
         progress: called with (tokens done, h * w) at the start and after each token.
+        after_row: called after each row with all tokens, int64 (B, h, w), UNKNOWN where none has been drawn yet.
+        compile: have the step compiled: by Inductor, which takes a minute once and some tokens to pay.
 
     Returns:
         int64 (B, h, w).
@@ -65,49 +110,132 @@ def generate(
     Raises:
         ValueError: shapes that do not fit each other or the prior, or ids outside the vocabularies.
     """
-    prefix = text_tokens.new_empty(len(text_tokens), 0) if prefix_image_tokens is None else prefix_image_tokens
-    _check_inputs(prior, text_tokens, seeds, prefix)
-    seeds, image_len, done = seeds.to(text_tokens.device), prior.config.image_len, prefix.shape[1]
-    picture = torch.cat([prefix, prefix.new_zeros(len(prefix), image_len - done)], dim=1)  # (B, h * w)
-    rows = _rows(text_tokens, config)
-    cache, prefix_lengths = KVCache(prior.patterns), prior.prefix_lengths(rows)
-    report = progress or (lambda done, total: None)
-    report(done, image_len)
-    for index in range(done, image_len):
-        if index == done:
-            logits = prefill(prior, rows, _repeat(prefix, config), cache)
-        else:
-            logits = decode_one_token(prior, _repeat(picture[:, index - 1], config), index - 1, cache, prefix_lengths)
-        picture[:, index] = choose_token(logits, seeds, index, config)
-        report(index + 1, image_len)
-    return picture.unflatten(1, prior.config.grid_size)
+    grid_size, image_len = prior.config.grid_size, prior.config.image_len
+    given = text_tokens.new_full((len(text_tokens), *grid_size), UNKNOWN) if given is None else given
+    _check_inputs(prior, text_tokens, seeds, given)
+    decoding, logits = _begin(prior, text_tokens, seeds.to(text_tokens.device), given.flatten(1), config)
+    done = int(decoding.index)
+    report = _Reports(decoding.tokens, grid_size, progress, after_row)
+    report(done)
+    if done < image_len:
+        put_token(decoding, logits, config)
+        report(done + 1)
+    for count, step in zip(range(done + 2, image_len + 1), _steps(prior, decoding, config, compile), strict=False):
+        step()
+        report(count)
+    return decoding.tokens.unflatten(1, grid_size)
 
 
-def _rows(text_tokens: Tensor, config: SamplingConfig) -> Tensor:
-    """With guidance, the rows without a caption follow: both run in one batch, which reads the weights once."""
-    if not config.guided:
-        return text_tokens
-    null = null_captions(len(text_tokens), text_tokens.shape[1] + 1, text_tokens.device)
-    return torch.cat([text_tokens, null])
+def _begin(
+    prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor, config: SamplingConfig
+) -> tuple[Decoding, Tensor]:
+    """With the text and the tokens that all samples begin with in the cache; and the logits (rows, K) after them."""
+    texts, samples = _shared_texts(text_tokens)
+    owners = torch.arange(len(texts), device=texts.device)
+    if config.guided:  # the rows without a caption follow: both run in one batch, which reads the weights once
+        null = null_captions(1, texts.shape[1] + 1, texts.device)
+        texts, owners = torch.cat([texts, null]), torch.cat([owners, torch.full_like(owners, len(texts))])
+    cache = KVCache(prior.patterns, owners, len(owners) * samples, cache_dtype(prior))
+    logits = prefill_text(prior, texts, cache).repeat_interleave(samples, dim=0)
+    prefix_lengths = prior.prefix_lengths(texts)
+    if prefix_lengths is not None:
+        prefix_lengths = prefix_lengths[owners].repeat_interleave(samples)
+    count = _known_beginning(given)
+    if count > 0:
+        beginning = _rows(given[:, :count], config)
+        logits = decode_tokens(prior, beginning, 0, cache, prefix_lengths)
+    tokens = torch.where(torch.arange(given.shape[1], device=given.device) < count, given, UNKNOWN)
+    index = torch.tensor(count, device=given.device)
+    return Decoding(tokens, given, index, seeds, cache, prefix_lengths), logits
 
 
-def _repeat(image_tokens: Tensor, config: SamplingConfig) -> Tensor:
+def _shared_texts(text_tokens: Tensor) -> tuple[Tensor, int]:
+    """The texts (P, text_len - 1) of which each stands for as many samples in a row; and how many."""
+    texts, counts = text_tokens.unique_consecutive(dim=0, return_counts=True)
+    samples = math.gcd(*counts.tolist())
+    return texts.repeat_interleave(counts // samples, dim=0), samples
+
+
+def _known_beginning(given: Tensor) -> int:
+    """How many tokens all samples (B, h * w) have given from the first on."""
+    return int((given != UNKNOWN).all(dim=0).long().cumprod(dim=0).sum())
+
+
+def _rows(image_tokens: Tensor, config: SamplingConfig) -> Tensor:
     return torch.cat([image_tokens, image_tokens]) if config.guided else image_tokens
 
 
-def _check_inputs(prior: Prior, text_tokens: Tensor, seeds: Tensor, prefix: Tensor) -> None:
+def _steps(prior: Prior, decoding: Decoding, config: SamplingConfig, compile: bool) -> Iterator[Callable[[], None]]:
+    """The step, as often as it is asked for, each to be called before the next: at last in its quickest form."""
+    step = partial(_compiled_step if compile else decode_step, prior, decoding, config)
+    if decoding.tokens.is_cuda:
+        yield from _captured(step)
+    elif compile:
+        with torch._dynamo.config.patch(recompile_limit=COMPILED_STEPS):
+            yield step
+        yield from repeat(partial(_unguarded, step))
+    else:
+        yield from repeat(step)
+
+
+def _unguarded(step: Callable[[], None]) -> None:
+    """A compiled step after the first: nothing has changed since but what lies in tensors, and to ask whether it has
+    would take half a millisecond."""
+    with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+        step()
+
+
+def _captured(step: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """The first steps on a stream of their own, as captures want to be preceded; then one CUDA graph."""
+    stream = torch.cuda.Stream()
+
+    def on_stream() -> None:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    yield from repeat(on_stream, STEPS_BEFORE_CAPTURE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    yield from repeat(graph.replay)
+
+
+_compiled_step = torch.compile(decode_step, fullgraph=True, dynamic=False)
+
+
+class _Reports:
+    """Calls whom it concerns after so many tokens."""
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        grid_size: tuple[int, int],
+        progress: Callable[[int, int], None] | None,
+        after_row: Callable[[Tensor], None] | None,
+    ) -> None:
+        self.tokens, self.grid_size, self.progress, self.after_row = tokens, grid_size, progress, after_row
+
+    def __call__(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, self.tokens.shape[1])
+        if self.after_row is not None and done and done % self.grid_size[1] == 0:
+            self.after_row(self.tokens.unflatten(1, self.grid_size))
+
+
+def _check_inputs(prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor) -> None:
     prior.check_text(text_tokens)
     batch, sizes = len(text_tokens), prior.config
     if seeds.shape != (batch,) or seeds.dtype != torch.long:
         raise ValueError(
             f"seeds are {tuple(seeds.shape)} {seeds.dtype}, expected ({batch},) torch.int64, one a caption"
         )
-    if prefix.ndim != 2 or len(prefix) != batch or prefix.shape[1] > sizes.image_len:
-        raise ValueError(
-            f"prefix_image_tokens are {tuple(prefix.shape)}, expected ({batch}, n) with n at most {sizes.image_len}"
-        )
+    if given.shape != (batch, *sizes.grid_size):
+        height, width = sizes.grid_size
+        raise ValueError(f"given tokens are {tuple(given.shape)}, expected ({batch}, {height}, {width})")
     _check_ids("text_tokens", text_tokens, PAD, sizes.text_vocab_size)
-    _check_ids("prefix_image_tokens", prefix, 0, sizes.codebook_size)
+    _check_ids("given tokens", given, UNKNOWN, sizes.codebook_size)
 
 
 def _check_ids(name: str, ids: Tensor, least: int, count: int) -> None:

@@ -48,10 +48,9 @@ class JointEmbedding(nn.Module):
         bos = self.bos.expand(len(text_tokens), 1, -1)
         return torch.cat([bos, caption], dim=1) + self.text_position
 
-    def image(self, image_tokens: Tensor, start: int = 0) -> Tensor:
-        """(B, n) codes at raster positions start .. start + n - 1 -> (B, n, C)."""
-        stop = start + image_tokens.shape[1]
-        index = torch.arange(start, stop, device=image_tokens.device)
+    def image(self, image_tokens: Tensor, start: int | Tensor = 0) -> Tensor:
+        """(B, n) codes at raster positions start .. start + n - 1 -> (B, n, C); `start` may be a 0-d tensor."""
+        index = torch.arange(image_tokens.shape[1], device=image_tokens.device) + start
         width = self.config.grid_size[1]
         position = self.image_row[index // width] + self.image_column[index % width]
         return self.image_token(image_tokens) + position

@@ -102,10 +102,13 @@ class Prior(nn.Module):
         text = head_loss(self.norm(hidden.text), self.text_head.weight, text_tokens)
         return weigh(text, head_loss(self.norm(hidden.image), self.image_head.weight, image_tokens))
 
-    def run_blocks(self, x: Tensor, position: int, attend: Attend) -> Tensor:
-        """Embeddings (B, N, C) of positions position .. position + N - 1 -> (B, N, C) before the last norm."""
-        span = slice(position, position + x.shape[1])
-        rotary = self.cos[span], self.sin[span]
+    def run_blocks(self, x: Tensor, position: int | Tensor, attend: Attend) -> Tensor:
+        """Embeddings (B, N, C) of positions position .. position + N - 1 -> (B, N, C) before the last norm.
+
+        A `position` may be a 0-d tensor on x's device.
+        """
+        positions = torch.arange(x.shape[1], device=x.device) + position
+        rotary = self.cos.index_select(0, positions), self.sin.index_select(0, positions)
         recompute = self.config.checkpoint_activations and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             layer_attend = partial(attend, layer)
@@ -144,7 +147,13 @@ class Prior(nn.Module):
             )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing."""
+        """Writes `model.safetensors` and `config.json` into `folder`, which is made where it is missing.
+
+        Raises ValueError for a prior whose weights were rounded for decoding (serving.py).
+        """
+        weight = self.image_head.weight
+        if not isinstance(self.image_head, nn.Linear) and weight.dtype != torch.float32:
+            raise ValueError(f"a prior whose weights were rounded to {weight.dtype} is not saved, here in {folder}")
         save_folder(folder, self, asdict(self.config))
 
     @classmethod

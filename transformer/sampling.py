@@ -6,17 +6,22 @@ softmax(logits) exactly. It is preferred to inverting the cumulated probabilitie
 may be rounded differently in batches of different sizes: an error of 1e-6 in the logits changes the winner of the race
 with a probability of about 1e-6, but shifts each of thousands of borders of a cumulated sum.
 
+The settings alone decide which operations these are, and no value of a tensor: a step of decoding is one graph.
+
 Shapes: B batch, K codebook.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from transformer.noise import exponential_noise
 
 WITHOUT_FLOAT64 = ("mps",)  # types of devices
+GuidanceSchedule = Literal["constant", "linear", "cosine"]
+GUIDANCE_SCHEDULES: tuple[str, ...] = get_args(GuidanceSchedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,12 @@ class SamplingConfig:
     """Keep only this many of the most likely codes; at least 1."""
     top_p: float | None = None
     """Keep the fewest codes that together have this probability, in (0, 1]."""
+    min_p: float | None = None
+    """Keep the codes at least this many times as probable as the likeliest, in (0, 1]."""
     guidance_scale: float = 1.0
     """logits = null + scale * (cond - null): 1 is no guidance, 0 ignores the caption."""
+    guidance_schedule: GuidanceSchedule = "constant"
+    """How the scale goes from 1 at the first image token to guidance_scale at the last, see `scheduled_scale`."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -40,8 +49,13 @@ class SamplingConfig:
             raise ValueError(f"top_k is {self.top_k!r}, expected a whole number of at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if self.min_p is not None and not 0 < self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}, expected more than 0 and at most 1")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise ValueError(f"guidance_scale is {self.guidance_scale}, expected a finite number of at least 0")
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            expected = ", ".join(GUIDANCE_SCHEDULES)
+            raise ValueError(f"guidance_schedule is {self.guidance_schedule!r}, expected one of {expected}")
 
     @property
     def guided(self) -> bool:
@@ -49,9 +63,10 @@ class SamplingConfig:
 
 
 def warp_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Temperature, then top-k, then top-p on (B, K); what falls out is -inf. The temperature must not be 0.
+    """Temperature, then top-k, then top-p, then min-p on (B, K); what falls out is -inf. The temperature must not be 0.
 
-    Codes that tie with the last one kept by top-k stay as well.
+    Codes that tie with the last one kept by top-k stay as well. Min-p (https://arxiv.org/abs/2407.01082) compares codes
+    with the likeliest one, so it does not matter to it what the cuts before have left of the rest.
     """
     logits = logits / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[-1]:
@@ -59,6 +74,9 @@ def warp_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
         logits = logits.masked_fill(logits < least, -math.inf)
     if config.top_p is not None and config.top_p < 1:
         logits = _keep_top_p(logits, config.top_p)
+    if config.min_p is not None:
+        least = logits.amax(dim=-1, keepdim=True) + math.log(config.min_p)
+        logits = logits.masked_fill(logits < least, -math.inf)
     return logits
 
 
@@ -70,9 +88,25 @@ def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return ordered.masked_fill(before >= top_p, -math.inf).gather(-1, order.argsort(dim=-1))
 
 
-def guide(cond: Tensor, null: Tensor, scale: float) -> Tensor:
+def guide(cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance (https://arxiv.org/abs/2207.12598) on the logits of the captions and of no caption."""
     return null + scale * (cond - null)
+
+
+def scheduled_scale(config: SamplingConfig, index: Tensor, image_len: int) -> float | Tensor:
+    """The guidance scale at raster position `index`, int64 (), of `image_len` tokens: a float or float32 ().
+
+    It goes from 1 at the first token to guidance_scale at the last, in a straight line as in Muse
+    (https://arxiv.org/abs/2301.00704, section 2.7, for the sake of variety), or by half a cosine wave, slowly at both
+    ends. Both are among the schedules that https://arxiv.org/abs/2404.13040 compares, on diffusion models. These follow
+    the order of denoising or of certainty; here it is that of the raster, so the upper rows are guided less.
+    """
+    if config.guidance_schedule == "constant" or image_len == 1:
+        return config.guidance_scale
+    done = index / (image_len - 1)  # from 0 to 1
+    if config.guidance_schedule == "cosine":
+        done = (1 - (math.pi * done).cos()) / 2
+    return 1 + (config.guidance_scale - 1) * done
 
 
 def sample_token(logits: Tensor, noise: Tensor) -> Tensor:
@@ -80,16 +114,16 @@ def sample_token(logits: Tensor, noise: Tensor) -> Tensor:
     return (logits.double() - noise.log()).argmax(dim=-1)
 
 
-def choose_token(logits: Tensor, seeds: Tensor, index: int, config: SamplingConfig) -> Tensor:
-    """The image token at raster position `index`, int64 (B,), from logits (B, K).
+def choose_token(logits: Tensor, seeds: Tensor, index: Tensor, image_len: int, config: SamplingConfig) -> Tensor:
+    """The image token at raster position `index`, int64 (), of `image_len`: int64 (B,), from logits (B, K).
 
     Where guided, logits are (2B, K): the captions' rows, then those without a caption.
     """
     if config.guided:
-        logits = guide(*logits.chunk(2), config.guidance_scale)
+        logits = guide(*logits.chunk(2), scheduled_scale(config, index, image_len))
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     device = logits.device
     if device.type in WITHOUT_FLOAT64:  # in which the noise is made and the race is run
-        logits, seeds = logits.cpu(), seeds.cpu()
+        logits, seeds, index = logits.cpu(), seeds.cpu(), index.cpu()
     return sample_token(warp_logits(logits, config), exponential_noise(seeds, index, logits.shape[-1])).to(device)

@@ -51,7 +51,8 @@ def test_all_and_the_best_of_four_at_each_guidance_scale(monkeypatch):
     assert guided["all"]["correct"] == {"value": 0.5, "low": 0.5, "high": 0.5}  # 2 of 4 of each caption
     assert guided["reranked"]["correct"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert report["reconstructions"]["correct"]["value"] == 1
-    assert report["settings"] == {"temperature": 1.0, "top_k": None, "top_p": 0.9}
+    settings = {"temperature": 1.0, "top_k": None, "top_p": 0.9, "min_p": None, "guidance_schedule": "constant"}
+    assert report["settings"] == settings
     assert (report["captions"], report["n"], report["seed"]) == (3, 4, 10)
 
 

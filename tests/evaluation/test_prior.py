@@ -130,13 +130,13 @@ def test_drawings_captions_are_sampled_from_unless_told_otherwise(shared_bundle,
 
 def test_bfloat16_costs_little(shared_bundle, codes, tmp_path):
     exact, rounded = (
-        report_of(model=shared_bundle, codes=codes, out=tmp_path / "out", count=8, samples=2, dtype=dtype)
-        for dtype in ("float32", "bfloat16")
+        report_of(model=shared_bundle, codes=codes, out=tmp_path / "out", count=8, samples=2, weights=weights)
+        for weights in ("float32", "bfloat16")
     )
     assert nats_of(rounded) != nats_of(exact)
     assert nats_of(rounded) == pytest.approx(nats_of(exact), rel=0.02)
     assert rounded["fingerprint"] == exact["fingerprint"]
-    assert rounded["dtype"] == "bfloat16"
+    assert rounded["weights"] == "bfloat16"
 
 
 def test_a_picture_counts_with_its_first_caption(shared_bundle, captioned, tmp_path):
@@ -187,7 +187,7 @@ def test_a_folder_of_pictures(shared_bundle, tmp_path):
         (["--codes={codes}", "--batch_size=0"], "batch_size 0"),
         (["--codes={codes}", "--guidance_scale=-1"], "guidance_scale is -1.0"),
         (["--codes={codes}", "--top_p=2"], "top_p is 2.0"),
-        (["--codes={codes}", "--dtype=float16"], "dtype"),
+        (["--codes={codes}", "--weights=float16"], "weights"),
         (["--codes={codes}", "--device=cuda:99"], "cuda:99"),
         (["--codes=nowhere"], "nowhere is no folder"),
         (["--data=nowhere"], "nowhere"),

@@ -1,4 +1,4 @@
-"""The public face: what it refuses, what it accepts, and decoding step by step."""
+"""The public face: what it refuses and what it accepts."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import IMPLS, attention, attention_step
+from kernels.attention import IMPLS, attention
 from kernels.limits import is_capable, suits_triton
 from kernels.patterns import CONV_WRAPS, KINDS, Pattern
 from kernels.reference import attention_reference
@@ -50,8 +50,6 @@ def test_scales_that_are_not_positive_are_refused(scale):
     q, k, v = qkv(TOY)
     with pytest.raises(ValueError, match=f"scale is {scale!r}, expected a positive number"):
         attention(q, k, v, TOY, scale=scale)
-    with pytest.raises(ValueError, match=f"scale is {scale!r}, expected a positive number"):
-        attention_step(q[:, :, 3:4], k, v, TOY, 3, scale=scale)
 
 
 def test_unknown_impl_lists_the_known():
@@ -95,8 +93,6 @@ def test_bad_prefix_lengths(lengths, message):
     q, k, v = qkv(TOY)
     with pytest.raises(ValueError, match=message):
         attention(q, k, v, TOY, prefix_lengths=lengths)
-    with pytest.raises(ValueError, match=message):
-        attention_step(q[:, :, 7:8], k, v, TOY, 7, prefix_lengths=lengths)
 
 
 @pytest.mark.parametrize("pattern", [TOY, LARGE])
@@ -134,65 +130,10 @@ def test_without_gradients(context):
     torch.testing.assert_close(o, attention(q, k, v, LARGE).detach())
 
 
-@every_rule
-@pytest.mark.parametrize("prefix_lengths", [None, torch.tensor([0, 4], dtype=torch.int32)])
-def test_decoding_step_by_step_equals_the_full_attention(kind, wrap, prefix_lengths):
-    pattern = Pattern(kind, 6, 3, 5, 3, wrap)
-    q, k, v = qkv(pattern)
-    expected = attention_reference(q, k, v, pattern, prefix_lengths=prefix_lengths)
-    options = {"scale": None, "prefix_lengths": prefix_lengths}
-    rows = [attention_step(q[:, :, :6], k[:, :, :6], v[:, :, :6], pattern, 0, **options)]
-    rows += [
-        attention_step(q[:, :, p : p + 1], k[:, :, : p + 1], v[:, :, : p + 1], pattern, p, **options)
-        for p in range(6, pattern.seq_len)
-    ]
-    torch.testing.assert_close(torch.cat(rows, dim=2), expected)
-
-
-def test_a_step_ignores_what_a_static_cache_holds_beyond_it():
-    q, k, v = qkv(TOY)
-    expected = attention_reference(q, k, v, TOY)
-    k[:, :, 13:], v[:, :, 13:] = 100, -100
-    found = attention_step(q[:, :, 4:13], k, v, TOY, 4)
-    torch.testing.assert_close(found, expected[:, :, 4:13])
-
-
-def test_a_step_uses_the_scale():
-    q, k, v = qkv(TOY)
-    expected = attention_reference(q, k, v, TOY, scale=2.0)
-    torch.testing.assert_close(attention_step(q[:, :, 9:10], k, v, TOY, 9, scale=2.0), expected[:, :, 9:10])
-
-
-@pytest.mark.parametrize(
-    ("position", "new", "cached", "message"),
-    [
-        (22, 1, 22, "positions 22..22 against 22 cached keys"),
-        (9, 3, 11, "positions 9..11 against 11 cached keys"),
-        (-1, 1, 5, "positions -1..-1 against 5 cached keys"),
-        (3, 0, 5, r"q has shape \(1, 1, 0, 4\), expected at least 1 everywhere"),
-        (3, 1, 23, "positions 3..3 against 23 cached keys.*<= 22"),
-    ],
-)
-def test_a_step_outside_the_cache_is_refused(position, new, cached, message):
-    k = torch.zeros(1, 1, cached, 4)
-    with pytest.raises(ValueError, match=message):
-        attention_step(torch.zeros(1, 1, new, 4), k, k, TOY, position)
-
-
-def test_a_step_whose_heads_do_not_fit_is_refused():
-    q, k, v = qkv(TOY)
-    with pytest.raises(ValueError, match="do not fit"):
-        attention_step(q[:, :1, :1], k, v, TOY, 3)
-    with pytest.raises(ValueError, match="do not fit"):
-        attention_step(q[:, :, 3:4], k, v[:, :, :-1], TOY, 3)
-
-
 def test_what_is_no_tensor_is_named():
     q, k, v = qkv(TOY)
     with pytest.raises(ValueError, match=r"prefix_lengths is \[3, 2\], expected a tensor"):
         attention(q, k, v, TOY, prefix_lengths=[3, 2])
-    with pytest.raises(ValueError, match=r"position is 1.5, expected an int or a tensor"):
-        attention_step(q[:, :, 3:4], k, v, TOY, 1.5)
 
 
 class OnAGpu:

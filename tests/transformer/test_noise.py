@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from transformer.noise import exponential_noise, splitmix64
@@ -57,3 +58,14 @@ def test_noise_is_exponential():
         assert abs(sample.mean() - 1) < 0.01
         assert abs(sample.var() - 1) < 0.03
         assert abs((sample > 3).double().mean() - torch.tensor(-3.0).exp()) < 0.002
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_draws_the_same_noise():
+    """The bits are the same; of the logarithm, all but the last."""
+    seeds, index = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 7919])[:, None], torch.arange(10_000)
+    assert torch.equal(splitmix64(seeds.cuda(), index.cuda()).cpu(), splitmix64(seeds, index))
+    here = exponential_noise(seeds[:, 0], torch.tensor(1023), 8192)
+    there = exponential_noise(seeds[:, 0].cuda(), torch.tensor(1023).cuda(), 8192).cpu()
+    torch.testing.assert_close(there, here, atol=0, rtol=2.0**-51)

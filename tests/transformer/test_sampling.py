@@ -1,13 +1,16 @@
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformer import sampling
+from transformer import decoding, sampling
+from transformer.decoding import decode_step, generate
 from transformer.noise import exponential_noise
-from transformer.sampling import SamplingConfig, choose_token, guide, sample_token, warp_logits
+from transformer.sampling import SamplingConfig, choose_token, guide, sample_token, scheduled_scale, warp_logits
 
 
 class _NoFloat64(TorchDispatchMode):
@@ -20,17 +23,20 @@ class _NoFloat64(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.0, "top_k": 3, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"guidance_scale": 2.0, "guidance_schedule": "linear", "top_k": 3, "top_p": 0.9, "min_p": 0.1}]
+)
 def test_devices_without_float64_draw_on_the_cpu(monkeypatch, settings):
     """On a made-up device; MPS itself is there on Apple's computers only."""
     config = SamplingConfig(**settings)
     with FakeTensorMode(), _NoFloat64():
         logits = torch.zeros(4 if config.guided else 2, 8, device="cuda")
         seeds = torch.zeros(2, dtype=torch.int64, device="cuda")
+        index = torch.tensor(3, device="cuda")
         with pytest.raises(TypeError, match="float64 on cuda"):
-            choose_token(logits, seeds, 3, config)
+            choose_token(logits, seeds, index, 12, config)
         monkeypatch.setattr(sampling, "WITHOUT_FLOAT64", (*sampling.WITHOUT_FLOAT64, "cuda"))
-        token = choose_token(logits, seeds, 3, config)
+        token = choose_token(logits, seeds, index, 12, config)
     assert (token.shape, token.dtype, token.device.type) == ((2,), torch.int64, "cuda")
 
 
@@ -39,6 +45,90 @@ def test_guidance_ends():
     torch.testing.assert_close(guide(cond, null, 1.0), cond)
     torch.testing.assert_close(guide(cond, null, 0.0), null)
     torch.testing.assert_close(guide(cond, null, 3.0), cond + 2 * (cond - null))
+
+
+def scale(index: int, schedule: str, image_len: int = 5, guidance_scale: float = 3.0) -> float:
+    config = SamplingConfig(guidance_scale=guidance_scale, guidance_schedule=schedule)
+    return float(scheduled_scale(config, torch.tensor(index), image_len))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [3, 3, 3, 3, 3]),
+        ("linear", [1, 1.5, 2, 2.5, 3]),
+        ("cosine", [1, 2 - math.sqrt(0.5), 2, 2 + math.sqrt(0.5), 3]),
+    ],
+)
+def test_scales_by_hand(schedule, expected):
+    assert [scale(index, schedule) for index in range(5)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_may_lead_away_from_the_caption_and_a_picture_be_one_token(schedule):
+    assert [scale(index, schedule, guidance_scale=0.0) for index in (0, 2, 4)] == pytest.approx([1, 0.5, 0], abs=1e-6)
+    assert scale(0, schedule, image_len=1) == 3.0
+
+
+def test_a_token_is_guided_by_the_scale_of_its_place():
+    """Code 1 overtakes code 0 where the scale is above 2; code 2 is what the null caption alone would take."""
+    cond, null = torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([[3.0, -1.0, 5.0]])
+
+    def tokens(schedule: str) -> list[int]:
+        config = SamplingConfig(temperature=0, guidance_scale=3.4, guidance_schedule=schedule)
+        logits = torch.cat([cond, null])
+        return [int(choose_token(logits, torch.zeros(1).long(), torch.tensor(i), 6, config)) for i in range(6)]
+
+    assert tokens("constant") == [1] * 6
+    assert tokens("linear") == [0, 0, 0, 1, 1, 1]  # 1, 1.48, 1.96, 2.44, ...
+    assert tokens("cosine") == [0, 0, 0, 1, 1, 1]  # 1, 1.23, 1.83, 2.57, ...
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0},
+    {"temperature": 0.7, "top_k": 5},
+    {"top_p": 0.8},
+    {"min_p": 0.2},
+    {"guidance_scale": 2.0},
+    {"guidance_scale": 2.0, "guidance_schedule": "linear"},
+    {"guidance_scale": 2.0, "guidance_schedule": "cosine"},
+    {"temperature": 1.2, "top_k": 9, "top_p": 0.9, "min_p": 0.1, "guidance_scale": 3.0, "guidance_schedule": "cosine"},
+]
+
+
+def test_every_setting_is_compiled_in_some_test():
+    usual = asdict(SamplingConfig())
+    assert {name for settings in SETTINGS for name in settings if settings[name] != usual[name]} == usual.keys()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings) or "usual")
+def test_one_graph_for_all_positions_draws_as_without_a_compiler(settings):
+    """No value of a tensor is asked for, and the position does not make another graph."""
+    torch.manual_seed(0)
+    config, seeds = SamplingConfig(**settings), torch.arange(64)
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(choose_token, backend=counter, fullgraph=True, dynamic=False)
+    drawn = []
+    for index in map(torch.tensor, range(4)):
+        logits = 2 * torch.randn(128 if config.guided else 64, 13)
+        drawn.append(choose_token(logits, seeds, index, 12, config))
+        assert torch.equal(compiled(logits, seeds, index, 12, config), drawn[-1])
+    assert counter.frame_count == 1
+    assert torch.stack(drawn).unique().numel() > 5, "they are to differ, or the test shows nothing"
+
+
+def test_the_whole_step_is_one_graph_with_all_of_them(make_prior, make_batch, monkeypatch):
+    prior, (text_tokens, _) = make_prior(n_layer=2), make_batch(3)
+    inputs = {"seeds": torch.arange(3), "config": SamplingConfig(**SETTINGS[-1])}
+    expected = generate(prior, text_tokens, **inputs)
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    step = torch.compile(decode_step, backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(decoding, "_compiled_step", step)
+    assert torch.equal(generate(prior, text_tokens, **inputs, compile=True), expected)
+    assert counter.frame_count == 1
 
 
 def probabilities(logits: list[float], **settings) -> list[float]:
@@ -63,6 +153,15 @@ EIGHTHS = [math.log(1 / 8), math.log(4 / 8), math.log(1 / 8), math.log(2 / 8)]
         # Top-p works on what top-k leaves: 4/6 and 2/6, of which the first alone reaches 0.6.
         ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
         ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0]),
+        ({"min_p": 0.2}, [1 / 8, 4 / 8, 1 / 8, 2 / 8]),
+        ({"min_p": 0.3}, [0, 4 / 6, 0, 2 / 6]),
+        ({"min_p": 0.6}, [0, 1, 0, 0]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        # After the temperature, which makes the second a quarter as likely as the first, or 0.71 times.
+        ({"temperature": 0.5, "min_p": 0.3}, [0, 1, 0, 0]),
+        ({"temperature": 2.0, "min_p": 0.6}, [0, math.sqrt(2) / (1 + math.sqrt(2)), 0, 1 / (1 + math.sqrt(2))]),
+        # After top-p, which keeps two; of what min-p leaves, 4/6 and 2/6, the first alone would reach 0.6.
+        ({"top_p": 0.6, "min_p": 0.3}, [0, 4 / 6, 0, 2 / 6]),
     ],
 )
 def test_warped_distributions_by_hand(settings, expected):
@@ -92,7 +191,8 @@ def test_rounding_hardly_ever_changes_a_draw():
 def test_temperature_zero_ignores_noise_and_cuts():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     for config in (SamplingConfig(temperature=0), SamplingConfig(temperature=0, top_k=2, top_p=0.5)):
-        assert {int(choose_token(logits, torch.tensor([seed]), 0, config)) for seed in range(20)} == {1}
+        drawn = {int(choose_token(logits, torch.tensor([seed]), torch.tensor(0), 12, config)) for seed in range(20)}
+        assert drawn == {1}
 
 
 @pytest.mark.parametrize(
@@ -107,8 +207,12 @@ def test_temperature_zero_ignores_noise_and_cuts():
         ({"top_p": 0.0}, r"top_p is 0\.0"),
         ({"top_p": 1.5}, r"top_p is 1\.5"),
         ({"top_p": math.nan}, "top_p is nan"),
+        ({"min_p": 0.0}, r"min_p is 0\.0, expected more than 0"),
+        ({"min_p": 1.1}, r"min_p is 1\.1"),
+        ({"min_p": math.nan}, "min_p is nan"),
         ({"guidance_scale": -1.0}, r"guidance_scale is -1\.0"),
         ({"guidance_scale": math.inf}, "guidance_scale is inf"),
+        ({"guidance_schedule": "cosin"}, "guidance_schedule is 'cosin', expected one of constant, linear, cosine"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
