@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
@@ -69,6 +70,21 @@ def test_fit_learns_and_logs(make_config, fit, precision):
     assert values["lr"] == pytest.approx(1e-3)  # the cosine's end, a tenth of the peak
     after = system.state_dict()
     assert not [name for name, tensor in before.items() if torch.equal(after[name], tensor)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_loggers_read_all_of_every_third_step(make_config, fit, accumulate):
+    read = {}
+
+    class Recorder(DummyLogger):
+        def log_metrics(self, metrics, step) -> None:
+            read.setdefault(step, set()).update(metrics)
+
+    settings = {"log_every_n_steps": 3, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
+    fit(PriorSystem(make_config(), optim()), max_steps=8, max_epochs=-1, logger=Recorder(), **settings)
+    assert sorted(read) == [2, 5]
+    for names in read.values():
+        assert names >= {name for name in KEYS if not name.startswith("val/")}
 
 
 def test_gradients_are_clipped_by_norm(make_config, fit):
