@@ -30,9 +30,10 @@ from benchmarks.step_bytes import llama_bytes, prior_bytes
 from transformer.decoding import generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
+from transformer.serving import for_decoding
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What our decoding offers, and the dtype of its caches."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+"""The weights that our decoding offers, and the dtype of its caches."""
 PEER_DTYPES = ("float32", "bfloat16")
 GUIDANCE = 3.0
 WARM_UP_TOKENS = 4
@@ -95,26 +96,30 @@ class Stopwatch:
 
 def prepare_ours(sizes: Sizes, dtype: str, device: str) -> Prior:
     """The prior as it is sampled from."""
-    return make_selective(make_ours(sizes)).to(device, DTYPES[dtype]).eval()
+    return for_decoding(make_selective(make_ours(sizes)), dtype).to(device)
 
 
 def sample_ours(
-    prior: Prior, batch: Batch, config: SamplingConfig, progress: Callable[[int, int], None] | None = None
+    prior: Prior,
+    batch: Batch,
+    config: SamplingConfig,
+    progress: Callable[[int, int], None] | None = None,
+    compile: bool = True,
 ) -> Tensor:
     """The one place that calls our decoding: (B, h, w)."""
     seeds = torch.arange(len(batch.text_tokens))
-    return generate(prior, batch.text_tokens, seeds=seeds, config=config, progress=progress)
+    return generate(prior, batch.text_tokens, seeds=seeds, config=config, progress=progress, compile=compile)
 
 
 class Ours:
     estimated = False
 
-    def __init__(self, case: Case, prior: Prior, config: SamplingConfig) -> None:
-        self.case, self.prior, self.config = case, prior, config
+    def __init__(self, case: Case, prior: Prior, config: SamplingConfig, compile: bool) -> None:
+        self.case, self.prior, self.config, self.compile = case, prior, config, compile
         self.batch = case.inputs()
 
     def warm_up(self) -> None:
-        sample_ours(self.prior, self.batch, self.config)
+        sample_ours(self.prior, self.batch, self.config, compile=self.compile)
 
     def draw(self) -> Draw:
         watch, marks = Stopwatch(self.case.device), []
@@ -123,7 +128,7 @@ class Ours:
             if done and not marks:
                 marks.append((watch.read(), done))
 
-        sample_ours(self.prior, self.batch, self.config, mark)
+        sample_ours(self.prior, self.batch, self.config, mark, self.compile)
         return Draw(watch.read(), *marks[0], self.case.sizes.image_len)
 
     def bytes_per_step(self) -> float:
@@ -273,7 +278,7 @@ class CachedDalle(DallePytorch):
         return Draw(caption + steps.total_s * (steps.tokens - 1) / steps.tokens, caption, 1, steps.tokens)
 
 
-OURS, GUIDED = "ours", "ours, guided"
+OURS, GUIDED, EAGER = "ours", "ours, guided", "ours, not compiled"
 PEERS: Mapping[str, Callable[[Case], Sampler]] = {
     "ours, uncached": Uncached,
     "Llama": lambda case: Llama(case, None, compiled=False),
@@ -286,9 +291,13 @@ NAMES = (OURS, *PEERS)
 
 
 def line_up(name: str, case: Case) -> dict[str, Sampler]:
-    """The samplers that are timed in turn, by name: ours without and with guidance, or one of the others."""
+    """The samplers that are timed in turn, by name: ours with and without guidance or compiling, or one of others."""
     if name != OURS:
         return {name: PEERS[name](case)}
     prior = prepare_ours(case.sizes, case.dtype, case.device)
-    configs = {OURS: SamplingConfig(), GUIDED: SamplingConfig(guidance_scale=GUIDANCE)}
-    return {name: Ours(case, prior, config) for name, config in configs.items()}
+    usual, guided = SamplingConfig(), SamplingConfig(guidance_scale=GUIDANCE)
+    return {
+        OURS: Ours(case, prior, usual, compile=True),
+        GUIDED: Ours(case, prior, guided, compile=True),
+        EAGER: Ours(case, prior, usual, compile=False),
+    }

@@ -113,7 +113,7 @@ def generate(
     grid_size, image_len = prior.config.grid_size, prior.config.image_len
     given = text_tokens.new_full((len(text_tokens), *grid_size), UNKNOWN) if given is None else given
     _check_inputs(prior, text_tokens, seeds, given)
-    decoding, logits = _begin(prior, text_tokens, seeds.to(text_tokens.device), given.flatten(1), config)
+    decoding, logits = _begin(prior, text_tokens, seeds.to(text_tokens.device), given.flatten(1), config, compile)
     done = int(decoding.index)
     report = _Reports(decoding.tokens, grid_size, progress, after_row)
     report(done)
@@ -127,7 +127,7 @@ def generate(
 
 
 def _begin(
-    prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor, config: SamplingConfig
+    prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor, config: SamplingConfig, compiled: bool
 ) -> tuple[Decoding, Tensor]:
     """With the text and the tokens that all samples begin with in the cache; and the logits (rows, K) after them."""
     texts, samples = _shared_texts(text_tokens)
@@ -135,7 +135,7 @@ def _begin(
     if config.guided:  # the rows without a caption follow: both run in one batch, which reads the weights once
         null = null_captions(1, texts.shape[1] + 1, texts.device)
         texts, owners = torch.cat([texts, null]), torch.cat([owners, torch.full_like(owners, len(texts))])
-    cache = KVCache(prior.patterns, owners, len(owners) * samples, cache_dtype(prior))
+    cache = KVCache(prior.patterns, owners, len(owners) * samples, cache_dtype(prior, compiled=compiled))
     logits = prefill_text(prior, texts, cache).repeat_interleave(samples, dim=0)
     prefix_lengths = prior.prefix_lengths(texts)
     if prefix_lengths is not None:

@@ -27,7 +27,7 @@ def test_steps_are_those_after_the_first_tokens():
 def test_a_draw_of_ours_knows_when_the_first_tokens_were_there(monkeypatch):
     seconds = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: next(seconds))
-    ours = Ours(CASE, prepare_ours(QUICK, "float32", "cpu"), SamplingConfig())
+    ours = Ours(CASE, prepare_ours(QUICK, "float32", "cpu"), SamplingConfig(), compile=False)
     draw = ours.draw()
     assert draw.first_s == 1 and draw.total_s == 2  # three readings: start, first tokens, end
     assert 1 <= draw.first < draw.tokens == 64
@@ -35,8 +35,9 @@ def test_a_draw_of_ours_knows_when_the_first_tokens_were_there(monkeypatch):
 
 def test_ours_are_drawn_with_and_without_guidance():
     samplers = line_up("ours", CASE)
-    assert [sampler.config.guided for sampler in samplers.values()] == [False, True]
-    plain, guided = (sampler.bytes_per_step() for sampler in samplers.values())
+    assert [sampler.config.guided for sampler in samplers.values()] == [False, True, False]
+    assert [sampler.compile for sampler in samplers.values()] == [True, True, False]
+    plain, guided, _ = (sampler.bytes_per_step() for sampler in samplers.values())
     weights = prior_bytes(samplers["ours"].prior, 0, 4)
     assert guided - weights == pytest.approx(2 * (plain - weights))
 

@@ -25,12 +25,13 @@ def test_a_quick_run_measures_ours_and_writes_what_it_prints(tmp_path, capsys, m
     result = json.loads(out.read_text())
     assert json.loads(printed[-1]) == result
     assert result.keys() >= {"date", "commit", "hardware", "threads", "torch", "settings", "sizes", "goals"}
+    names = ("ours", "ours, guided", "ours, not compiled")
     assert [(row["name"], row["batch"]) for row in result["rows"]] == [
-        ("ours", 1), ("ours, guided", 1), ("ours", 2), ("ours, guided", 2), ("ours, uncached", 1), ("ours, uncached", 2)
+        *((name, batch) for batch in (1, 2) for name in names), ("ours, uncached", 1), ("ours, uncached", 2)
     ]  # fmt: skip
     assert result["rows"][0]["times_ours"] == 1
-    assert [row["estimated"] for row in result["rows"]] == [False] * 4 + [True] * 2
-    assert all(0 < row["share"] < 1 for row in result["rows"][:4]) and result["rows"][4]["share"] is None
+    assert [row["estimated"] for row in result["rows"]] == [False] * 6 + [True] * 2
+    assert all(0 < row["share"] < 1 for row in result["rows"][:6]) and result["rows"][6]["share"] is None
     assert result["gates"]["float32"]["1"] == {"equal": 1.0, "gap": 0.0}
     assert "--quick is no measure of speed" in printed
 

@@ -314,7 +314,7 @@ def test_inductors_logits_are_the_plain_ones(make_prior, make_batch, weights, ne
     prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv")]
     text_tokens, image_tokens = make_batch(2)
     compiled = torch.compile(decode_tokens, fullgraph=True, dynamic=False)
-    caches = [KVCache(prior.patterns, torch.arange(2), 2, cache_dtype(prior)) for _ in range(2)]
+    caches = [KVCache(prior.patterns, torch.arange(2), 2, cache_dtype(prior, compiled=True)) for _ in range(2)]
     for cache in caches:
         prefill_text(prior, text_tokens, cache)
         decode_tokens(prior, image_tokens.flatten(1)[:, :1], 0, cache, None)
