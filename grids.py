@@ -1,8 +1,9 @@
-"""Pictures side by side: samples with captions, reconstructions under originals; PNG files that say what they are.
+"""Pictures side by side: samples with captions, reconstructions under originals; files that say what they are.
 
 Knows PIL pictures and nothing of models. Glyphs are those of Pillow's own font: Latin letters, boxes for most others.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ MIN_SIDE = 128  # smaller pictures are enlarged by a whole factor: a caption nee
 FONT_SIZE = 12
 MAX_LINES = 4  # of a caption; the rest becomes an ellipsis
 PAPER, INK = "white", "black"
+STAGE_MS, LAST_STAGE_MS = 200, 2000  # of a GIF
 
 
 def captioned_grid(groups: Sequence[tuple[str, Sequence[Image.Image]]], columns: int = 8) -> Image.Image:
@@ -44,6 +46,23 @@ def save_png(picture: Image.Image, path: Path, text: Mapping[str, str] | None = 
         metadata.add_itxt(name, value)
     beside = path.with_name(f".{path.name}.part")
     picture.save(beside, format="PNG", pnginfo=metadata)
+    beside.replace(path)
+
+
+def save_gif(stages: Sequence[Image.Image], path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Writes pictures of one size, at least one, as a GIF that shows one after the other, over and over, the last one
+    for longest; `text` as JSON in its comment. Beside its place, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    stages[0].save(
+        beside,
+        format="GIF",
+        save_all=True,
+        append_images=stages[1:],
+        duration=[STAGE_MS] * (len(stages) - 1) + [LAST_STAGE_MS],
+        loop=0,
+        comment=json.dumps(dict(text or {})).encode(),
+    )
     beside.replace(path)
 
 

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.text import TextTokenizer
+from data.transforms import evaluation_crop, to_pil_images
+from previews import Previews
 from transformer.decoding import generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
@@ -35,12 +38,18 @@ LIBRARIES = ("torch", "torchvision", "tokenizers", "safetensors", "pytorch-light
 BATCH_SIZE = 32  # pictures sampled side by side unless told otherwise
 PARTS = ("prior", "text_tokenizer", "image_tokenizer")
 
+Given = Callable[[Tensor], Tensor]
+"""From seeds, int64 (B,), to the tokens that pictures with them are given, int64 (B, h, w): UNKNOWN where they are to
+be drawn. completion.Original is one."""
+
 
 class ImageTokenizer(Protocol):
     """What the pipeline asks of an image tokenizer; it is an nn.Module with `save_pretrained` too."""
 
     codebook_size: int
     grid_size: tuple[int, int]
+    config: Any
+    """It has an `image_size`, the side in pixels of pictures of `grid_size` tokens."""
 
     def encode(self, images: Tensor) -> Tensor: ...
     def decode(self, indices: Tensor) -> Tensor: ...
@@ -53,12 +62,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def to_pil_images(images: Tensor) -> list[Image.Image]:
-    """Images (B, 3, H, W) in [0, 1] as PIL pictures, each value rounded to the nearest of 256."""
-    values = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(image) for image in values.permute(0, 2, 3, 1).numpy()]
 
 
 class TextToImage:
@@ -161,19 +164,30 @@ class TextToImage:
         self.image_tokenizer.to(device)
         return self
 
-    def __call__(self, prompt: str | Sequence[str], n: int = 1, seed: int = 0, **settings: Any) -> list[Image.Image]:
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        n: int = 1,
+        seed: int = 0,
+        given: Given | None = None,
+        previews: Previews | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
         """n pictures of each caption, caption by caption; the i-th of each is drawn with seed + i.
 
         Args:
             prompt: a caption, or several.
             n: pictures a caption, at least 1.
-            seed: a picture is a function of (weights, caption, seed, settings), however many are drawn with it.
+            seed: a picture is a function of (weights, caption, seed, settings, given), however many are drawn with it.
+            given: what is to be kept of another picture, see completion.py.
+            previews: who sees pictures while they are drawn.
             settings: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule: the fields of
                 transformer.sampling.SamplingConfig.
         """
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
         repeated, seeds = repeat(captions, n, seed)
-        return to_pil_images(self.sample(repeated, seeds, SamplingConfig(**settings)))
+        config = SamplingConfig(**settings)
+        return to_pil_images(self.sample(repeated, seeds, config, given=given, previews=previews))
 
     @torch.inference_mode()
     def sample(
@@ -183,12 +197,14 @@ class TextToImage:
         config: SamplingConfig,
         batch_size: int = BATCH_SIZE,
         progress: Callable[[int, int], None] | None = None,
+        given: Given | None = None,
+        previews: Previews | None = None,
     ) -> Tensor:
         """One picture for each caption and seed: (B, 3, H, W) in [0, 1]; `progress` gets (tokens done, of all).
 
         Raises ValueError where there are no captions, `batch_size` is below 1 or a seed has more than 64 bits.
         """
-        return torch.cat(list(self.sample_batches(captions, seeds, config, batch_size, progress)))
+        return torch.cat(list(self.sample_batches(captions, seeds, config, batch_size, progress, given, previews)))
 
     @torch.inference_mode()
     def sample_batches(
@@ -198,8 +214,12 @@ class TextToImage:
         config: SamplingConfig,
         batch_size: int = BATCH_SIZE,
         progress: Callable[[int, int], None] | None = None,
+        given: Given | None = None,
+        previews: Previews | None = None,
     ) -> Iterator[Tensor]:
         """What `sample` gives, in pieces of at most `batch_size` pictures, each as soon as it is drawn.
+
+        Captions that follow one another and are equal come in one piece where they fit, see `batches_of`.
 
         Raises ValueError as `sample` does, when the first piece is asked for.
         """
@@ -209,18 +229,29 @@ class TextToImage:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         text_tokens, all_seeds = self.text_tokens(captions), _int64(seeds)
         total = len(captions) * self.prior.config.image_len
-        for start in range(0, len(captions), batch_size):
-            chunk = slice(start, start + batch_size)
+        grey = self.encode(Image.new("RGB", (1, 1), "grey")) if previews else None
+        for chunk in batches_of(captions, batch_size):
+            kept = given(all_seeds[chunk]).to(text_tokens.device) if given else None
             indices = generate(
                 self.prior,
                 text_tokens[chunk],
                 seeds=all_seeds[chunk],
                 config=config,
+                given=kept,
                 compile=self.compile,
-                progress=_scaled(progress, start, len(text_tokens[chunk]), total) if progress else None,
+                progress=_scaled(progress, chunk, total) if progress else None,
+                after_row=previews.after_row(chunk, self.image_tokenizer.decode, kept, grey) if previews else None,
             )
             # One at a time: convolutions over several pictures may round otherwise than over one.
-            yield torch.cat([self.image_tokenizer.decode(picture[None]) for picture in indices])
+            pictures = torch.cat([self.image_tokenizer.decode(picture[None]) for picture in indices])
+            if previews:
+                previews.show(chunk, to_pil_images(pictures))
+            yield pictures
+
+    def encode(self, picture: Image.Image) -> Tensor:
+        """The tokens, int64 (h, w), of the middle square of a picture of any size; ValueError where it is not RGB."""
+        image = evaluation_crop(picture, self.image_tokenizer.config.image_size)
+        return self.image_tokenizer.encode(image[None].to(next(self.prior.parameters()).device))[0]
 
     def text_tokens(self, captions: Sequence[str]) -> Tensor:
         """(B, text_len - 1) int64 on the prior's device; captions that are too long lose their ends."""
@@ -233,6 +264,43 @@ def repeat(captions: Sequence[str], n: int, seed: int) -> tuple[list[str], list[
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1 picture a caption")
     return [caption for caption in captions for _ in range(n)], [seed + i for _ in captions for i in range(n)]
+
+
+def batches_of(captions: Sequence[str], batch_size: int) -> list[slice]:
+    """Captions cut into batches, about equally large, of at most `batch_size`, which is at least 1.
+
+    Equal captions that follow one another stay together, as their text is then computed once and its keys are kept
+    once; more than `batch_size` of them are cut among themselves. Few different sizes, as each is compiled anew.
+    """
+    batches: list[slice] = []
+    start, runs = 0, [len(list(run)) for _, run in groupby(captions)]
+    for too_long, group in groupby(runs, key=lambda run: run > batch_size):
+        for whole in [[1] * run for run in group] if too_long else [list(group)]:  # what is not to be cut, in pictures
+            for size in _balanced(whole, batch_size):
+                batches.append(slice(start, start + size))
+                start += size
+    return batches
+
+
+def _balanced(runs: Sequence[int], batch_size: int) -> list[int]:
+    """Sizes of batches of whole runs, none of them longer than `batch_size`, in their order.
+
+    As few batches as can be, and the largest as small as can be.
+    """
+    least = len(_filled(runs, batch_size))
+    capacity = max(max(runs), -(-sum(runs) // least))
+    while len(filled := _filled(runs, capacity)) > least:
+        capacity += 1
+    return filled
+
+
+def _filled(runs: Sequence[int], capacity: int) -> list[int]:
+    sizes = [0]
+    for run in runs:
+        if sizes[-1] + run > capacity:
+            sizes.append(0)
+        sizes[-1] += run
+    return sizes
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -253,9 +321,9 @@ def _int64(seeds: Sequence[int]) -> Tensor:
     return torch.tensor(seeds, dtype=torch.int64)
 
 
-def _scaled(progress: Callable[[int, int], None], start: int, count: int, total: int) -> Callable[[int, int], None]:
-    """From tokens done in each of a batch of `count` pictures, `start` pictures before it, to tokens done in all."""
-    return lambda done, of: progress(start * of + count * done, total)
+def _scaled(progress: Callable[[int, int], None], batch: slice, total: int) -> Callable[[int, int], None]:
+    """From tokens done in each picture of a batch to tokens done in all pictures."""
+    return lambda done, of: progress(batch.start * of + (batch.stop - batch.start) * done, total)
 
 
 def _read_bundle(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import import_peer
 from transformer.blocks import swiglu_width
-from transformer.config import PriorConfig, layer_kinds
+from transformer.config import PriorConfig
 from transformer.model import Prior
 
 NOT_OF_DALLE = (  # what DALLE-pytorch imports beside it
@@ -125,7 +125,7 @@ def make_dalle(sizes: Sizes, *, with_cache: bool = False) -> nn.Module:
         depth=sizes.n_layer,
         heads=sizes.n_head,
         dim_head=sizes.n_embd // sizes.n_head,
-        attn_types=tuple(MASKS[kind] for kind in layer_kinds(sizes.n_layer)),
+        attn_types=tuple(MASKS[kind] for kind in sizes.config().layer_kinds),
         optimize_for_inference=with_cache,
     )
 

@@ -4,8 +4,8 @@ The numbers are those of https://arxiv.org/abs/2102.12092 (its appendix, "prepro
 pixels; for another `size` they scale with it. A step that would not change the picture is left out by arithmetic: a
 picture that is already `size` x `size` costs only its conversion (and the tokenizer's flip).
 
-All functions take a PIL picture of mode RGB and give a float tensor (3, size, size) in [0, 1]. They are pure: what is
-random is drawn from `generator`.
+They take a PIL picture of mode RGB and give a float tensor (3, size, size) in [0, 1], `to_pil_images` the other way
+round. All are pure: what is random is drawn from `generator`.
 """
 
 import torch
@@ -38,9 +38,20 @@ def prior_augmentation(image: Image.Image, size: int, generator: torch.Generator
 
 def evaluation_crop(image: Image.Image, size: int) -> Tensor:
     """Centred square of the short side, resized. Nothing is random. Returns (3, size, size)."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return _to_tensor(_resize(_crop(image, left, top, side), size))
+    return _to_tensor(_resize(_crop(image, *middle_square(image.size)), size))
+
+
+def middle_square(size: tuple[int, int]) -> tuple[int, int, int]:
+    """Of a picture of size (width, height), what `evaluation_crop` keeps: (left, top, side), in pixels."""
+    side = min(size)
+    left, top = ((length - side) // 2 for length in size)
+    return left, top, side
+
+
+def to_pil_images(images: Tensor) -> list[Image.Image]:
+    """Images (B, 3, H, W) in [0, 1] as PIL pictures, each value rounded to the nearest of 256."""
+    values = (images.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in values.permute(0, 2, 3, 1).numpy()]
 
 
 def _target(image: Image.Image, size: int, ratio: float) -> int:

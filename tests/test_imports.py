@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-LIBRARY = ("kernels", "data", "vqvae", "transformer", "model_files", "muon", "pipeline", "encoding")
-HELPERS = ("grids", "cli", "callbacks", "averaging", "sharding", "metrics", "config_files", "evaluation")
+ROOMS = ("kernels", "data", "vqvae", "transformer")
+LIBRARY = (*ROOMS, "model_files", "muon", "previews", "pipeline", "encoding", "completion")
+HELPERS = ("grids", "streaming", "cli", "callbacks", "averaging", "sharding", "metrics", "config_files", "evaluation")
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
@@ -23,9 +24,12 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "muon": (),
     "vqvae": ("kernels.nearest", "model_files", "muon"),
     "transformer": ("kernels", "model_files", "muon"),
-    "pipeline": ("vqvae", "transformer", "data"),
+    "previews": ("transformer", "data"),
+    "pipeline": ("vqvae", "transformer", "data", "previews"),
     "encoding": ("data", "pipeline"),
+    "completion": ("data", "pipeline", "transformer"),
     "grids": (),
+    "streaming": ("grids",),
     "metrics": (),
     "cli": (),
     "config_files": ("vqvae",),

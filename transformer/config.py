@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, int | str]] = {
     "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 256, "block": "modern"},
 }
 BLOCKS = ("paper", "modern")
+MASKS = ("sparse", "causal")
 NORM_EPS = 1e-6
 """Of every RMSNorm and of QK-norm; for RMSNorm, PyTorch's default follows the dtype and would be 0.008 in bf16."""
 
@@ -48,6 +49,8 @@ class PriorConfig:
     block: Literal["paper", "modern"] | None = None
     """"paper" (LayerNorm, GELU) or "modern" (RMSNorm, QK-norm, 2-D rotary, SwiGLU)."""
 
+    masks: Literal["sparse", "causal"] = "sparse"
+    """Of the layers: the paper's schedule of row, column and conv, or all that came before in each, text and image."""
     mlp_ratio: int = 4
     conv_kernel: int = 11
     conv_wrap: ConvWrap = "linear"
@@ -69,6 +72,8 @@ class PriorConfig:
     def _check_sizes(self) -> None:
         if self.block not in BLOCKS:
             raise ValueError(f"block is {self.block!r}, expected one of {', '.join(BLOCKS)}")
+        if self.masks not in MASKS:
+            raise ValueError(f"masks is {self.masks!r}, expected one of {', '.join(MASKS)}")
         if len(self.grid_size) != 2:
             raise ValueError(f"grid_size has {len(self.grid_size)} numbers, expected 2: rows and columns")
         least_one = ("text_vocab_size", "codebook_size", "n_layer", "n_head", "n_embd", "mlp_ratio")
@@ -100,6 +105,11 @@ class PriorConfig:
     def seq_len(self) -> int:
         return self.text_len + self.image_len
 
+    @property
+    def layer_kinds(self) -> list[Kind]:
+        """The mask of each layer, as `pattern` takes it."""
+        return ["causal"] * self.n_layer if self.masks == "causal" else sparse_schedule(self.n_layer)
+
     def pattern(self, kind: Kind) -> Pattern:
         """The mask called `kind` ("causal", "row", "column", "conv") at this prior's sizes."""
         height, width = self.grid_size
@@ -113,7 +123,7 @@ class PriorConfig:
         )
 
 
-def layer_kinds(n_layer: int) -> list[Kind]:
+def sparse_schedule(n_layer: int) -> list[Kind]:
     """Mask of each layer, from the paper's appendix B.1: row, column, row, row, row, column, ... and conv at the end.
 
     Counted from 1, layer i is "column" where (i - 2) mod 4 = 0 and "row" otherwise; the last is "conv", also where it

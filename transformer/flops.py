@@ -16,7 +16,7 @@ import torch
 
 from kernels.patterns import Pattern, attends
 from transformer.blocks import swiglu_width
-from transformer.config import PriorConfig, layer_kinds
+from transformer.config import PriorConfig
 
 TRAINING = 3
 """Forward and backward, in forward passes."""
@@ -40,9 +40,7 @@ def forward_flops(config: PriorConfig, text_tokens: int | None = None) -> Forwar
     """
     unused = 0 if text_tokens is None else config.text_len - 1 - text_tokens
     positions, width = config.seq_len * config.n_layer, config.n_embd
-    pairs = sum(
-        count * attended_pairs(config.pattern(kind)) for kind, count in Counter(layer_kinds(config.n_layer)).items()
-    )
+    pairs = sum(count * attended_pairs(config.pattern(kind)) for kind, count in Counter(config.layer_kinds).items())
     if not config.attend_pads:
         pairs -= config.n_layer * config.image_len * unused
     return ForwardFlops(

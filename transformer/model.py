@@ -2,7 +2,7 @@
 
 Zero-Shot Text-to-Image Generation, https://arxiv.org/abs/2102.12092, section 2.2 and appendix B. The output at sequence
 position p predicts the token at p + 1: before the last text position in the text vocabulary, from there on in the
-codebook; the last output has no target. Every layer has one sparse mask out of the schedule in config.py.
+codebook; the last output has no target. Every layer has one mask, of the schedule in config.py.
 
 Shapes: B batch, T sequence, C n_embd, D head dim, V text vocabulary, K codebook, h w token grid.
 """
@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from model_files import load_config, load_weights, save_folder
 from transformer.attention import Attend, attend_sequence
 from transformer.blocks import ModernBlock, PaperBlock
-from transformer.config import PriorConfig, layer_kinds
+from transformer.config import PriorConfig
 from transformer.embeddings import JointEmbedding, text_lengths
 from transformer.losses import PriorLoss, head_loss, weigh
 from transformer.rms_norm import RMSNorm
@@ -50,7 +50,7 @@ class Prior(nn.Module):
         super().__init__()
         modern = config.block == "modern"
         self.config = config
-        self.patterns = [config.pattern(kind) for kind in layer_kinds(config.n_layer)]
+        self.patterns = [config.pattern(kind) for kind in config.layer_kinds]
         self.embedding = JointEmbedding(config)
         self.blocks = nn.ModuleList((ModernBlock if modern else PaperBlock)(config) for _ in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd) if modern else nn.LayerNorm(config.n_embd)

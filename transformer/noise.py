@@ -46,6 +46,14 @@ def exponential_noise(seeds: Tensor, position: int | Tensor, codebook_size: int)
     The seed is scrambled once before use, so that seeds 0, 1, 2, ... start far apart in the counter.
     """
     counter = torch.arange(codebook_size, device=seeds.device) + position * codebook_size
-    bits = splitmix64(splitmix64(seeds, torch.zeros_like(seeds))[:, None], counter)
-    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
-    return -uniform.log()
+    return -_uniform(splitmix64(splitmix64(seeds, torch.zeros_like(seeds))[:, None], counter)).log()
+
+
+def uniform_noise(seeds: Tensor, count: int) -> Tensor:
+    """Uniform variates in (0, 1), float64 (B, count), of int64 seeds (B,): another stream than exponential_noise's."""
+    counter = torch.arange(count, device=seeds.device)
+    return _uniform(splitmix64(splitmix64(seeds, torch.ones_like(seeds))[:, None], counter))
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    return (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)

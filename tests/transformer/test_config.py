@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from transformer.config import PRESETS, PriorConfig, layer_kinds
+from transformer.config import PRESETS, PriorConfig, sparse_schedule
 from transformer.model import Prior
 
 
 def test_schedule_of_the_papers_64_layers():
     """Appendix B.1: layer i of 1..63 is column where (i - 2) mod 4 = 0, else row; layer 64 is conv."""
-    kinds = layer_kinds(64)
+    kinds = sparse_schedule(64)
     columns = [2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62]
     assert [i for i, kind in enumerate(kinds, start=1) if kind == "column"] == columns
     assert [i for i, kind in enumerate(kinds, start=1) if kind == "conv"] == [64]
@@ -27,7 +27,20 @@ def test_schedule_of_the_papers_64_layers():
     ],
 )
 def test_schedule_of_small_models(n_layer, expected):
-    assert layer_kinds(n_layer) == expected
+    assert sparse_schedule(n_layer) == expected
+    assert PriorConfig(n_layer=n_layer).layer_kinds == expected
+
+
+def test_causal_masks_everywhere(make_config, make_prior):
+    assert make_config(masks="causal").layer_kinds == ["causal"] * 6
+    sparse, causal = (make_prior(masks=masks, n_layer=1).patterns for masks in ("sparse", "causal"))
+    assert [pattern.kind for pattern in (*sparse, *causal)] == ["conv", "causal"]
+
+
+def test_settings_written_before_there_was_a_choice_of_masks(make_config):
+    settings = dataclasses.asdict(make_config())
+    del settings["masks"]
+    assert PriorConfig(**settings) == make_config(masks="sparse")
 
 
 def parameters(config: PriorConfig) -> int:
@@ -73,6 +86,7 @@ def test_config_survives_json_types(make_config):
     [
         ({"preset": "huge"}, "'huge', expected one of dalle-12b, large, base, small, tiny"),
         ({"block": "new"}, "'new', expected one of paper, modern"),
+        ({"masks": "dense"}, "'dense', expected one of sparse, causal"),
         ({"n_embd": 20, "n_head": 3}, "n_embd 20 is not a multiple of n_head 3"),
         ({"n_embd": 12, "n_head": 2}, "12 / n_head 2 = 6, expected a multiple of 4"),
         ({"n_layer": 0}, "n_layer is 0, expected at least 1"),

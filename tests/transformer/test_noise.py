@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from transformer.noise import exponential_noise, splitmix64
+from transformer.noise import exponential_noise, splitmix64, uniform_noise
 
 
 def splitmix64_of_integers(seed: int, count: int) -> list[int]:
@@ -58,6 +58,22 @@ def test_noise_is_exponential():
         assert abs(sample.mean() - 1) < 0.01
         assert abs(sample.var() - 1) < 0.03
         assert abs((sample > 3).double().mean() - torch.tensor(-3.0).exp()) < 0.002
+
+
+def test_uniform_noise_is_uniform_and_its_seeds_own():
+    noise = uniform_noise(torch.arange(1000), 200)
+    assert noise.shape == (1000, 200) and noise.unique().numel() == noise.numel()
+    assert noise.min() > 0 and noise.max() < 1
+    assert abs(noise.mean() - 1 / 2) < 0.005 and abs(noise.var() - 1 / 12) < 0.002
+    assert torch.equal(uniform_noise(torch.tensor([7]), 30)[0], noise[7, :30])
+
+
+def test_uniform_noise_is_another_stream():
+    """Of the same seed: no number is the one that an exponential variate comes from, and they are not correlated."""
+    seeds = torch.arange(1000)
+    uniform, other = uniform_noise(seeds, 200), (-exponential_noise(seeds, 0, 200)).exp()
+    assert (uniform - other).abs().min() > 1e-12
+    assert abs(torch.corrcoef(torch.stack([uniform.flatten(), other.flatten()]))[0, 1]) < 0.01
 
 
 @pytest.mark.gpu
