@@ -1,6 +1,8 @@
 """A measurement in a process of its own: nothing that others compiled, loaded or keep in memory is in its way."""
 
+import ctypes
 import multiprocessing
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,6 +26,13 @@ def isolated(measure: Callable[..., Any], *args: Any) -> Any:
 def _prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
+
+
+def give_back_freed() -> None:
+    """Hands what is freed and kept back to the system after all, once, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class PeakMemory:

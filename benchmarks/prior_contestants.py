@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.peers import import_peer
 from transformer.blocks import swiglu_width
 from transformer.config import PriorConfig
-from transformer.model import Prior
+from transformer.model import INIT_STD, Prior
 
 NOT_OF_DALLE = (  # what DALLE-pytorch imports beside it
     *("axial_positional_embedding", "omegaconf", "taming", "taming.models", "taming.models.vqgan", "pkg_resources"),
@@ -66,6 +66,11 @@ class Batch(NamedTuple):
         text = torch.randint(1, sizes.text_vocab_size, shapes[0], generator=generator)
         return cls(text.to(device), torch.randint(sizes.codebook_size, shapes[1], generator=generator).to(device))
 
+    @property
+    def seeds(self) -> Tensor:
+        """int64 (B,), one a picture."""
+        return torch.arange(len(self.text_tokens), device=self.text_tokens.device)
+
 
 def make_ours(sizes: Sizes) -> Prior:
     """With starting values."""
@@ -75,11 +80,12 @@ def make_ours(sizes: Sizes) -> Prior:
 
 @torch.no_grad()
 def make_selective(prior: Prior) -> Prior:
-    """Has each layer attend to few keys and count for as much as what it is added to.
+    """Has each layer attend to few keys and count for as much as what it is added to, and logits vary by 4.
 
-    With starting values alone, attention is an average of all keys, small beside the embeddings: one key more or less
-    would not show in the tokens that are drawn.
+    With starting values alone, attention is an average of all keys, small beside the embeddings, and chance decides
+    more than logits do: one key more or less would not show in the tokens that are drawn.
     """
+    prior.image_head.weight.mul_(4 / (INIT_STD * math.sqrt(prior.config.n_embd)))
     for block in prior.blocks:
         block.attention.rotary_norm.q_gain.fill_(4)
         block.attention.proj.weight.mul_(4 * math.sqrt(2 * prior.config.n_layer))

@@ -27,16 +27,17 @@ from benchmarks.prior_contestants import (
     make_selective,
 )
 from benchmarks.step_bytes import llama_bytes, prior_bytes
-from transformer.decoding import generate
+from transformer.decoding import UNKNOWN, generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
-from transformer.serving import for_decoding
+from transformer.serving import WEIGHTS, cache_dtype, for_decoding
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
-"""The weights that our decoding offers, and the dtype of its caches."""
-PEER_DTYPES = ("float32", "bfloat16")
+DTYPES = WEIGHTS
+"""Of the weights; activations of ours are float32."""
+PEER_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GUIDANCE = 3.0
 WARM_UP_TOKENS = 4
+STATIC_TOKENS = 256  # of a picture, where all steps are alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Draw(NamedTuple):
 
 class Sampler(Protocol):
     estimated: bool
-    """Whether a draw follows from three lengths."""
+    """Whether a draw follows from parts of it."""
 
     def warm_up(self) -> None: ...
     def draw(self) -> Draw: ...
@@ -99,27 +100,27 @@ def prepare_ours(sizes: Sizes, dtype: str, device: str) -> Prior:
     return for_decoding(make_selective(make_ours(sizes)), dtype).to(device)
 
 
-def sample_ours(
-    prior: Prior,
-    batch: Batch,
-    config: SamplingConfig,
-    progress: Callable[[int, int], None] | None = None,
-    compile: bool = True,
-) -> Tensor:
-    """The one place that calls our decoding: (B, h, w)."""
-    seeds = torch.arange(len(batch.text_tokens))
-    return generate(prior, batch.text_tokens, seeds=seeds, config=config, progress=progress, compile=compile)
-
-
 class Ours:
     estimated = False
 
     def __init__(self, case: Case, prior: Prior, config: SamplingConfig, compile: bool) -> None:
         self.case, self.prior, self.config, self.compile = case, prior, config, compile
         self.batch = case.inputs()
+        self.drawn: Tensor | None = None
+        """(B, h, w), of the last draw."""
+
+    def sample(self, **options: Any) -> Tensor:
+        """The one place that calls our decoding: (B, h, w)."""
+        batch = self.batch
+        return generate(
+            self.prior, batch.text_tokens, seeds=batch.seeds, config=self.config, compile=self.compile, **options
+        )
 
     def warm_up(self) -> None:
-        sample_ours(self.prior, self.batch, self.config, compile=self.compile)
+        """Draws the last tokens of pictures of which the others are given."""
+        given = self.batch.image_tokens.clone()
+        given.flatten(1)[:, -WARM_UP_TOKENS:] = UNKNOWN
+        self.sample(given=given)
 
     def draw(self) -> Draw:
         watch, marks = Stopwatch(self.case.device), []
@@ -128,12 +129,14 @@ class Ours:
             if done and not marks:
                 marks.append((watch.read(), done))
 
-        sample_ours(self.prior, self.batch, self.config, mark, self.compile)
+        self.drawn = self.sample(progress=mark)
         return Draw(watch.read(), *marks[0], self.case.sizes.image_len)
 
     def bytes_per_step(self) -> float:
-        rows = self.case.batch * (2 if self.config.guided else 1)
-        return prior_bytes(self.prior, rows, DTYPES[self.case.dtype].itemsize)
+        guided = self.config.guided  # whose rows without a caption share one text
+        rows, texts = self.case.batch * (1 + guided), self.case.batch + guided
+        dtype = cache_dtype(self.prior, compiled=self.compile) or torch.float32
+        return prior_bytes(self.prior, rows, texts, dtype.itemsize)
 
 
 class ByLengths:
@@ -175,7 +178,8 @@ class Uncached(ByLengths):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        self.prior = prepare_ours(case.sizes, case.dtype, case.device)
+        prior = make_selective(make_ours(case.sizes))
+        self.prior = prior.to(case.device, PEER_DTYPES[case.dtype]).eval()
 
     @torch.no_grad()
     def step(self, length: int) -> Tensor:
@@ -184,13 +188,15 @@ class Uncached(ByLengths):
 
 
 class Llama:
-    """Hugging Face's `generate`. With the codebook alone as its vocabulary, a token needs as many weights as ours."""
+    """Hugging Face's `generate`. With the codebook alone as its vocabulary, a token needs as many weights as ours.
 
-    estimated = False
+    A static cache is as long as a picture from the start, and attended to as a whole: steps are alike, and a picture's
+    time follows from that of its first tokens.
+    """
 
     def __init__(self, case: Case, cache: str | None, compiled: bool) -> None:
-        self.case = case
-        self.model = make_llama(case.sizes, case.sizes.codebook_size).to(case.device, DTYPES[case.dtype]).eval()
+        self.case, self.estimated = case, cache == "static" and case.sizes.image_len > STATIC_TOKENS
+        self.model = make_llama(case.sizes, case.sizes.codebook_size).to(case.device, PEER_DTYPES[case.dtype]).eval()
         text = case.inputs().text_tokens % case.sizes.codebook_size
         self.prompt = torch.cat([text[:, :1], text], dim=1)  # as long as BOS and the caption
         self.settings = {"cache_implementation": cache, "disable_compile": not compiled}
@@ -202,7 +208,11 @@ class Llama:
         self._generate(WARM_UP_TOKENS)
 
     def draw(self) -> Draw:
-        return self._generate(self.case.sizes.image_len)
+        tokens = self.case.sizes.image_len
+        if not self.estimated:
+            return self._generate(tokens)
+        part = self._generate(STATIC_TOKENS)
+        return Draw(part.first_s + (tokens - 1) * part.ms_per_step / 1e3, part.first_s, 1, tokens)
 
     @torch.no_grad()
     def _generate(self, tokens: int) -> Draw:
@@ -237,7 +247,7 @@ class DallePytorch(ByLengths):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        self.model = make_dalle(case.sizes, with_cache=self.with_cache).to(case.device, DTYPES[case.dtype]).eval()
+        self.model = make_dalle(case.sizes, with_cache=self.with_cache).to(case.device, PEER_DTYPES[case.dtype]).eval()
         self.text, self.image = dalle_text(self.batch), self.batch.image_tokens.flatten(1)
         self.module = import_peer("dalle_pytorch.dalle_pytorch", NOT_OF_DALLE)
 
@@ -287,17 +297,15 @@ PEERS: Mapping[str, Callable[[Case], Sampler]] = {
     "DALLE-pytorch": DallePytorch,
     "DALLE-pytorch, its cache": CachedDalle,
 }
-NAMES = (OURS, *PEERS)
+NAMES = (OURS, EAGER, *PEERS)
 
 
 def line_up(name: str, case: Case) -> dict[str, Sampler]:
-    """The samplers that are timed in turn, by name: ours with and without guidance or compiling, or one of others."""
-    if name != OURS:
-        return {name: PEERS[name](case)}
-    prior = prepare_ours(case.sizes, case.dtype, case.device)
+    """The samplers that are timed in turn, by name: ours without and with guidance, or one of the others."""
     usual, guided = SamplingConfig(), SamplingConfig(guidance_scale=GUIDANCE)
-    return {
-        OURS: Ours(case, prior, usual, compile=True),
-        GUIDED: Ours(case, prior, guided, compile=True),
-        EAGER: Ours(case, prior, usual, compile=False),
-    }
+    if name == OURS:
+        prior = prepare_ours(case.sizes, case.dtype, case.device)
+        return {OURS: Ours(case, prior, usual, compile=True), GUIDED: Ours(case, prior, guided, compile=True)}
+    if name == EAGER:
+        return {EAGER: Ours(case, prepare_ours(case.sizes, case.dtype, case.device), usual, compile=False)}
+    return {name: PEERS[name](case)}

@@ -1,16 +1,17 @@
 """One contestant of benchmarks/sampling.py, in the process that calls: checked, timed, set beside the memory's rate."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.ceilings import measure_reads
-from benchmarks.isolated import PeakMemory
+from benchmarks.isolated import PeakMemory, give_back_freed
 from benchmarks.prior_contestants import Sizes
-from benchmarks.samplers import OURS, Case, Draw, Ours, Sampler, line_up, sample_ours
-from benchmarks.sampling_gate import Agreement, agreement, check
+from benchmarks.samplers import EAGER, Case, Draw, Ours, Sampler, line_up
+from benchmarks.sampling_gate import agreement, check, in_float32
 from benchmarks.timing import make_clock
 from transformer.sampling import SamplingConfig
 
@@ -59,37 +60,57 @@ class Row:
         return None if self.gb_per_s is None else self.gb_per_s / self.limit_gb_per_s
 
 
-def measure(job: Job) -> tuple[list[Row], dict[int, Agreement]]:
-    """Rows of all batch sizes, smallest first, and for ours how greedy tokens agree with those of whole passes.
+class Gate(NamedTuple):
+    """How tokens that were drawn agree with those of whole passes (sampling_gate.py)."""
+
+    name: str
+    dtype: str
+    batch: int
+    equal: float
+    gap: float
+
+
+def measure(job: Job) -> tuple[list[Row], list[Gate]]:
+    """Rows of all batch sizes, smallest first, and how the tokens of ours agree with those of whole passes.
 
     Raises ValueError where they do not.
     """
     memory = PeakMemory(job.device)
-    rows, gates = [], {}
+    rows, ours = [], []
     for batch in sorted(job.batches):
         torch.compiler.reset()  # or what was compiled for another batch size makes this one's shapes dynamic
         case = Case(sizes=job.sizes, batch=batch, dtype=job.dtype, device=job.device)
         samplers = line_up(job.name, case)
-        if job.name == OURS:
-            gates[batch] = gate(samplers[OURS])
         rows += timed(case, samplers, memory, job.repeats)
+        ours += [(name, sampler) for name, sampler in samplers.items() if isinstance(sampler, Ours)]
+    if job.name == EAGER:
+        ours.append(("ours, greedily", greedy_draw(ours[0][1])))
     clock = make_clock("events" if job.device.startswith("cuda") else "wall", job.device)
     limit = measure_reads(job.device, clock, quick=job.quick)
-    return [Row(**row, limit_gb_per_s=limit / 1e9) for row in rows], gates
+    return [Row(**row, limit_gb_per_s=limit / 1e9) for row in rows], [gate(*each) for each in ours]
 
 
-def gate(ours: Ours) -> Agreement:
-    found = agreement(ours.prior, ours.batch, sample_ours(ours.prior, ours.batch, SamplingConfig(temperature=0)))
-    check(found, ours.case.dtype)
-    return found
+def greedy_draw(ours: Ours) -> Ours:
+    """By the same prior after the same captions."""
+    greedy = Ours(ours.case, ours.prior, SamplingConfig(temperature=0), ours.compile)
+    greedy.draw()
+    return greedy
 
 
-def timed(case: Case, samplers: dict[str, Sampler], memory: PeakMemory, repeats: int) -> list[dict]:
+def gate(name: str, ours: Ours) -> Gate:
+    """Of the last draw."""
+    found = agreement(in_float32(ours.prior), ours.batch, ours.drawn, ours.config)
+    check(found, name, ours.case.dtype)
+    return Gate(name, ours.case.dtype, ours.case.batch, *found)
+
+
+def timed(case: Case, samplers: Mapping[str, Sampler], memory: PeakMemory, repeats: int) -> list[dict]:
     """All draws in turn, after a warm-up: rows but for the limit."""
     draws: dict[str, list[Draw]] = {name: [] for name in samplers}
     peaks: dict[str, list[int | None]] = {name: [] for name in samplers}
     for sampler in samplers.values():
         sampler.warm_up()
+    give_back_freed()  # what compiling took
     for _ in range(repeats):
         for name, sampler in samplers.items():
             memory.restart()

@@ -16,22 +16,23 @@ def weight_bytes(*modules: nn.Module) -> int:
     return sum(x.numel() * x.element_size() for module in modules for x in module.state_dict().values())
 
 
-def keys_of_a_step(patterns: Sequence[Pattern]) -> float:
-    """How many keys the token just drawn sees, itself included: summed over layers, averaged over the picture's tokens
-    but the last, after which nothing is drawn."""
+def image_keys(patterns: Sequence[Pattern]) -> float:
+    """How many of the picture's keys the token just drawn sees, itself included: summed over layers, averaged over the
+    picture's tokens but the last, after which nothing is drawn."""
     return sum(_mean_keys(pattern) for pattern in patterns)
 
 
 def _mean_keys(pattern: Pattern) -> float:
     queries = torch.arange(pattern.text_len, pattern.seq_len - 1)
-    keys = torch.arange(pattern.seq_len)
+    keys = torch.arange(pattern.text_len, pattern.seq_len)
     return attends(pattern, queries[:, None], keys[None, :]).sum().item() / len(queries)
 
 
-def prior_bytes(prior: Prior, rows: int, cache_itemsize: int) -> float:
-    """A step of `rows` sequences, guidance's own among them."""
-    cached = 2 * prior.config.n_embd * cache_itemsize * keys_of_a_step(prior.patterns)
-    return weight_bytes(prior.blocks, prior.norm, prior.image_head) + rows * cached
+def prior_bytes(prior: Prior, rows: int, texts: int, cache_itemsize: int) -> float:
+    """A step of `rows` sequences, guidance's own among them, over the keys of `texts`, which rows may share."""
+    config = prior.config
+    keys = rows * image_keys(prior.patterns) + texts * config.text_len * config.n_layer
+    return weight_bytes(prior.blocks, prior.norm, prior.image_head) + 2 * config.n_embd * cache_itemsize * keys
 
 
 def llama_bytes(model: nn.Module, text_len: int, image_len: int, rows: int) -> float:

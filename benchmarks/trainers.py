@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.prior_contestants import Batch, Sizes, dalle_text, make_dalle, make_llama, make_ours
-from benchmarks.samplers import DTYPES
+from benchmarks.samplers import PEER_DTYPES
 from transformer.flops import TRAINING, forward_flops
 from transformer.model import Prior
 
@@ -36,7 +36,7 @@ class Case:
 
     def autocast(self) -> torch.autocast:
         half = self.dtype != "float32"
-        return torch.autocast(self.device.partition(":")[0], DTYPES[self.dtype] if half else None, enabled=half)
+        return torch.autocast(self.device.partition(":")[0], PEER_DTYPES[self.dtype] if half else None, enabled=half)
 
 
 class Trainer:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.ceilings import measure_ceilings
 from benchmarks.isolated import PeakMemory
 from benchmarks.prior_contestants import make_ours, n_parameters
-from benchmarks.samplers import DTYPES
+from benchmarks.samplers import PEER_DTYPES
 from benchmarks.timing import make_clock, time_in_turn
 from benchmarks.trainers import TRAINERS, Case, Ours
 from transformer.losses import prior_loss
@@ -82,7 +82,7 @@ def measure(job: Job) -> tuple[Row, Errors | None]:
     if not last < first:  # NaN is not
         raise ValueError(f"the loss of {job.name} in {case.dtype} went from {first:.4g} to {last:.4g}")
     errors = checked(trainer) if isinstance(trainer, Ours) else None
-    ceilings = measure_ceilings(case.device, DTYPES[case.dtype], clock, quick=job.quick)
+    ceilings = measure_ceilings(case.device, PEER_DTYPES[case.dtype], clock, quick=job.quick)
     row = Row(
         name=job.name,
         dtype=case.dtype,

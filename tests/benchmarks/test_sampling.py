@@ -5,34 +5,33 @@ import json
 import pytest
 import torch
 
+from benchmarks import samplers
 from benchmarks import sampling as script
-from benchmarks import sampling_rows
-from benchmarks.prior_contestants import QUICK
+from benchmarks.prior_contestants import QUICK, make_ours, make_selective
 from benchmarks.prior_goals import sampling_verdicts
-from benchmarks.samplers import Case, line_up
+from benchmarks.samplers import Case, Ours, prepare_ours
+from benchmarks.sampling_gate import in_float32
 from benchmarks.sampling_rows import Job, Row, gate, measure
-
-
-def here(measure, job):
-    return measure(job)
+from transformer.decoding import generate
+from transformer.sampling import SamplingConfig
+from transformer.serving import WEIGHTS
 
 
 def test_a_quick_run_measures_ours_and_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "isolated", here)
+    monkeypatch.setattr(script, "isolated", lambda measure, job: measure(job))
+    monkeypatch.setattr(script, "NAMES", ("ours, not compiled", "ours, uncached"))  # compiling would take a minute
     out = tmp_path / "sampling.json"
-    script.main(["--quick", "--only=ours", "--batch", "2", "1", "--dtypes=float32", "--repeats=1", f"--out={out}"])
+    script.main(["--quick", "--only=ours", "--batch", "2", "1", "--repeats=1", f"--out={out}"])
     printed = capsys.readouterr().out.splitlines()
     result = json.loads(out.read_text())
     assert json.loads(printed[-1]) == result
     assert result.keys() >= {"date", "commit", "hardware", "threads", "torch", "settings", "sizes", "goals"}
-    names = ("ours", "ours, guided", "ours, not compiled")
-    assert [(row["name"], row["batch"]) for row in result["rows"]] == [
-        *((name, batch) for batch in (1, 2) for name in names), ("ours, uncached", 1), ("ours, uncached", 2)
-    ]  # fmt: skip
-    assert result["rows"][0]["times_ours"] == 1
-    assert [row["estimated"] for row in result["rows"]] == [False] * 6 + [True] * 2
-    assert all(0 < row["share"] < 1 for row in result["rows"][:6]) and result["rows"][6]["share"] is None
-    assert result["gates"]["float32"]["1"] == {"equal": 1.0, "gap": 0.0}
+    assert [(row["name"], row["dtype"], row["batch"]) for row in result["rows"]] == [
+        (name, "float32", batch) for name in script.NAMES for batch in (1, 2)
+    ]
+    assert [row["estimated"] for row in result["rows"]] == [False, False, True, True]
+    assert all(0 < row["share"] < 1 for row in result["rows"][:2]) and result["rows"][2]["share"] is None
+    assert [each["equal"] for each in result["gates"]] == [1, 1, 1]
     assert "--quick is no measure of speed" in printed
 
 
@@ -40,36 +39,100 @@ def test_who_fails_is_absent_and_the_others_go_on(capsys, monkeypatch):
     def fail_one(measure, job):
         if job.name == "DALLE-pytorch":
             raise ImportError("No module named 'dalle_pytorch'")
-        return [row(name=job.name)], {}
+        return [row(name=job.name)], []
 
     monkeypatch.setattr(script, "isolated", fail_one)
-    script.main(["--quick", "--dtypes=float32"])
+    script.main(["--quick"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["absent"] == [{"name": "DALLE-pytorch", "dtype": "float32", "why": "No module named 'dalle_pytorch'"}]
-    assert len(result["rows"]) == 6
+    assert len(result["rows"]) == 7
 
 
-def test_wrong_tokens_end_the_run(monkeypatch):
-    """One layer of five draws under another mask."""
+@pytest.mark.parametrize("name", ["ours", "ours, not compiled"])
+def test_ours_that_fail_end_the_run(monkeypatch, name):
+    def fail(measure, job):
+        if job.name == name:
+            raise ValueError("wrong")
+        return [row(name=job.name)], []
 
-    def wrong(prior, batch, config, progress=None):
+    monkeypatch.setattr(script, "isolated", fail)
+    with pytest.raises(ValueError, match="wrong"):
+        script.main(["--quick"])
+
+
+def test_narrow_weights_are_for_ours_alone():
+    found = [(job.name, job.dtype, job.repeats) for job in script.jobs(script.parse_args([]))]
+    assert [dtype for name, dtype, _ in found if name == "ours"] == ["float32", "bfloat16", "int8"]
+    assert [dtype for name, dtype, _ in found if name == "Llama"] == ["float32", "bfloat16"]
+    assert {repeats for name, _, repeats in found if name != "ours"} == {1}
+
+
+def drawn(dtype: str, batch: int = 1, guided: bool = False, greedily: bool = False) -> Ours:
+    """Not compiled, which would take a minute."""
+    case = Case(sizes=QUICK, batch=batch, dtype=dtype, device="cpu")
+    config = SamplingConfig(temperature=0.0 if greedily else 1.0, guidance_scale=3.0 if guided else 1.0)
+    ours = Ours(case, prepare_ours(QUICK, dtype, "cpu"), config, compile=False)
+    ours.draw()
+    return ours
+
+
+KINDS = [{}, {"batch": 3}, {"guided": True}, {"greedily": True}, {"greedily": True, "guided": True}]
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_tokens_pass(dtype, kind):
+    assert gate("ours", drawn(dtype, **kind)).equal > 0.9
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_tokens_drawn_under_another_mask_in_one_layer_are_wrong(monkeypatch, dtype):
+    def wrong(prior, *args, **options):
         patterns = prior.patterns
         prior.patterns = [prior.config.pattern("row") if p.kind == "column" else p for p in patterns]
-        drawn = right(prior, batch, config, progress)
+        tokens = generate(prior, *args, **options)
         prior.patterns = patterns
-        return drawn
+        return tokens
 
-    right = sampling_rows.sample_ours
-    monkeypatch.setattr(sampling_rows, "sample_ours", wrong)
-    for dtype in ("float32", "bfloat16"):
-        job = Job(name="ours", dtype=dtype, sizes=QUICK, batches=(1,), device="cpu", repeats=1, quick=True)
-        with pytest.raises(ValueError, match=rf"greedy tokens in {dtype} differ .* nothing is timed"):
-            measure(job)
+    monkeypatch.setattr(samplers, "generate", wrong)
+    for greedily in (False, True):
+        with pytest.raises(ValueError, match=rf"ours in {dtype}: the tokens differ .* nothing is reported"):
+            gate("ours", drawn(dtype, greedily=greedily))
 
 
-def test_right_tokens_in_bfloat16_pass():
-    ours = line_up("ours", Case(sizes=QUICK, batch=2, dtype="bfloat16", device="cpu"))["ours"]
-    assert gate(ours).equal > 0.9
+def test_tokens_drawn_by_other_numbers_are_wrong(monkeypatch):
+    monkeypatch.setattr(samplers, "generate", lambda *args, seeds, **rest: generate(*args, seeds=seeds + 1, **rest))
+    with pytest.raises(ValueError, match="the tokens differ"):
+        gate("ours", drawn("float32"))
+    assert gate("ours", drawn("float32", greedily=True)).equal == 1
+
+
+def test_tokens_drawn_with_another_guidance_are_wrong():
+    ours = drawn("float32", guided=True)
+    ours.config = SamplingConfig(guidance_scale=2.5)
+    with pytest.raises(ValueError, match="the tokens differ"):
+        gate("ours", ours)
+
+
+def test_greedy_tokens_are_checked_beside_those_that_are_timed():
+    job = Job(name="ours, not compiled", dtype="int8", sizes=QUICK, batches=(2, 1), device="cpu", repeats=1, quick=True)
+    rows, gates = measure(job)
+    assert [(row.name, row.batch) for row in rows] == [("ours, not compiled", 1), ("ours, not compiled", 2)]
+    assert [(each.name, each.batch) for each in gates] == [
+        ("ours, not compiled", 1), ("ours, not compiled", 2), ("ours, greedily", 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", WEIGHTS)
+def test_narrow_weights_are_multiplied_out(dtype):
+    prior = prepare_ours(QUICK, dtype, "cpu")
+    wide, trained = in_float32(prior), make_selective(make_ours(QUICK))
+    x = torch.randn(9, 64)  # more rows than go one by one
+    expected = prior.image_head(x)
+    off = (wide.image_head(x) - expected).norm() / expected.norm()
+    assert off < (5e-3 if dtype == "bfloat16" else 1e-6)  # it rounds x and the result as well
+    off = (wide.image_head.weight - trained.image_head.weight).abs().max() / trained.image_head.weight.abs().max()
+    assert off <= {"float32": 0, "bfloat16": 2**-8, "int8": 1 / 254}[dtype] * 1.01
 
 
 def row(**changes) -> Row:
