@@ -15,7 +15,18 @@ ROOT = Path(__file__).parent.parent
 
 ROOMS = ("kernels", "data", "vqvae", "transformer")
 LIBRARY = (*ROOMS, "model_files", "muon", "previews", "pipeline", "encoding", "completion")
-HELPERS = ("grids", "streaming", "cli", "callbacks", "averaging", "sharding", "metrics", "config_files", "evaluation")
+HELPERS = (
+    "grids",
+    "sample_files",
+    "streaming",
+    "cli",
+    "callbacks",
+    "averaging",
+    "sharding",
+    "metrics",
+    "config_files",
+    "evaluation",
+)
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
@@ -31,6 +42,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "grids": (),
     "streaming": ("grids",),
     "metrics": (),
+    "sample_files": ("grids", "transformer.sampling"),
     "cli": (),
     "config_files": ("vqvae",),
     "callbacks": ("grids",),

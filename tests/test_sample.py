@@ -10,6 +10,8 @@ from PIL import Image
 
 import cli
 import sample
+import sample_files
+from sample_files import slug
 from vqvae.model import DiscreteVAE
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +88,8 @@ def test_pictures_a_grid_and_a_list(draw, pipeline, capsys):
 
 
 def test_a_grid_of_the_first_pictures_says_so(draw, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "GRID_PICTURES", 2)
+    for module in (sample, sample_files):
+        monkeypatch.setattr(module, "GRID_PICTURES", 2)
     out = draw("a red circle", "a blue star", "--n", "2", "--batch_size", "1")
     listed = manifest(out)
     assert len(listed["pictures"]) == 4
@@ -219,10 +222,8 @@ ALLOWED = "abcdefghijklmnopqrstuvwxyz0123456789-_."
 
 
 def test_slugs_are_readable_and_unlike():
-    assert sample.slug("a red circle 2") == "a-red-circle-2"
-    assert (
-        len({sample.slug(caption) for caption in [*ODD[:-1], "a red circle", "a--red circle", "a red circle."]}) == 12
-    )
+    assert slug("a red circle 2") == "a-red-circle-2"
+    assert len({slug(caption) for caption in [*ODD[:-1], "a red circle", "a--red circle", "a red circle."]}) == 12
 
 
 def test_captions_that_are_cut_are_counted(draw, capsys):
