@@ -2,56 +2,126 @@
 
     python sample.py "a red circle" "a blue star" --model runs/demo/prior --n 4 --seed 0
     python sample.py --captions captions.txt --model runs/my-prior --guidance_scale 3 --out runs/my-samples
+    python sample.py --captions captions.txt --model runs/my-prior --devices 2 --out runs/my-samples
     cat captions.txt | python sample.py --model runs/my-prior
 
 Captions are arguments, or lines of a file or of standard input (-); blank ones are passed over. Picture i of a caption
 is drawn with seed + i and is the same whatever else is drawn with it. In the output folder lie then the pictures, named
 CAPTION_SEED_SETTINGS_MODEL.png with the settings that are not the usual ones, a grid of them (of the first 256, where
 there are more), and beside the grid a JSON file that lists them. Pictures are written as they are drawn, grid and list
-at the end. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that another call has
-drawn there stay.
+at the end. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that lie there already are
+not drawn again, so a call that was interrupted goes on where it was; those of other calls stay.
+
+Captions are shared out over several devices (--devices), each with all its pictures. These are the same as on one.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
 
 import cli
-from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images
-from sample_files import GRID_PICTURES, Sample, write
+from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images, usable_device
+from sample_files import GRID_PICTURES, Sample, write_grid
 from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
 
 
 def sample(args: Sequence[str]) -> None:
-    """What `python sample.py ARGS` does. Raises ValueError for a wrong command line or wrong input."""
+    """What `python sample.py ARGS` does. Raises ValueError for a wrong command line or wrong input.
+
+    With several devices, sys.argv is run once more for each but the first: it has to be the script with these ARGS.
+    """
     options = _parser().parse_intermixed_args(args)
     config = SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
+    _check(options)
+    if options.devices > 1 and not _devices().is_first_process():
+        _draw_missing(None, _load(options), options)
+        return
     captions = read_captions(options.caption, options.captions)
     repeated, seeds = repeat(captions, options.n, options.seed)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device)
+    pipeline = _load(options)
     _report_cut(pipeline, captions)
     options.out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(repeated) * pipeline.prior.config.image_len, unit=" codes", disable=None) as bar:
-        batches = pipeline.sample_batches(
-            repeated, seeds, config, options.batch_size, progress=lambda done, _: bar.update(done - bar.n)
-        )
-        pictures = chain.from_iterable(map(to_pil_images, batches))
-        rows = zip(pictures, repeated, seeds, strict=True)
-        grid = write((Sample(*row, config, pipeline.fingerprint) for row in rows), options.out)
-    count = len(repeated)
-    shown = "all" if count <= GRID_PICTURES else f"the first {GRID_PICTURES}"
-    print(f"{count} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
+    samples = [Sample(*row, config, pipeline.fingerprint) for row in zip(repeated, seeds, strict=True)]
+    _draw_missing(samples, pipeline, options)
+    grid = write_grid(samples, options.out)
+    shown = "all" if len(samples) <= GRID_PICTURES else f"the first {GRID_PICTURES}"
+    print(f"{len(samples)} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
 
 
 def main() -> None:
     sample(sys.argv[1:])
+
+
+def _devices() -> ModuleType:
+    import sample_devices  # and Lightning with it, which takes as long as some pictures do
+
+    return sample_devices
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What is to be wrong before anything is loaded or started. Names the device where none was asked for."""
+    device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.device, count = str(device), options.devices
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}, expected at least 1")
+    if count < 1:
+        raise ValueError(f"devices is {count}, expected at least 1")
+    if count > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
+        raise ValueError(f"device is {device}, expected cpu or cuda where {count} devices are asked for")
+    if count > 1 and device.type == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(f"devices is {count}, expected at most {torch.cuda.device_count()}: so many GPUs are here")
+
+
+def _load(options: argparse.Namespace) -> TextToImage:
+    """On the device, or where there are several, on the CPU: each process moves it to its own."""
+    device = options.device if options.devices == 1 else "cpu"
+    return TextToImage.from_pretrained(cli.model_folder(options.model), device)
+
+
+def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, options: argparse.Namespace) -> None:
+    """Draws the samples that are not in the folder yet; None: its share of those that the first process says."""
+    missing = samples and [sample for sample in samples if not sample.is_in(options.out)]
+    if samples and len(missing) < len(samples):
+        print(f"{len(samples) - len(missing)} of {len(samples)} are there already", flush=True)
+    if options.devices == 1:
+        _draw(missing, pipeline, options)
+        return
+
+    def draw(device: torch.device, share: Sequence[Sample], tick: Callable[[], None]) -> None:
+        _draw(share, pipeline.to(device), options, tick, silent=samples is None)
+
+    _devices().draw_on_devices(missing, draw, options.device, options.devices)
+
+
+def _draw(
+    samples: Sequence[Sample],
+    pipeline: TextToImage,
+    options: argparse.Namespace,
+    tick: Callable[[], None] = lambda: None,
+    silent: bool = False,
+) -> None:
+    """Writes each picture as soon as it is drawn; calls `tick` after each code."""
+    if not samples:
+        return
+
+    def progress(done: int, _: int) -> None:
+        tick()
+        bar.update(done - bar.n)
+
+    total = len(samples) * pipeline.prior.config.image_len
+    whose = f"device 1 of {options.devices}" if options.devices > 1 else None
+    with tqdm(desc=whose, total=total, unit=" codes", disable=silent or None) as bar:
+        captions, seeds = [sample.caption for sample in samples], [sample.seed for sample in samples]
+        batches = pipeline.sample_batches(captions, seeds, samples[0].config, options.batch_size, progress)
+        for sample, picture in zip(samples, chain.from_iterable(map(to_pil_images, batches)), strict=True):
+            sample.save(picture, options.out)
 
 
 def _parser() -> cli.Parser:
@@ -84,7 +154,10 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
-    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="pictures drawn at a time (%(default)s)")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU, to share (%(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=BATCH_SIZE, help="pictures a device draws at a time (%(default)s)"
+    )
     return parser
 
 

@@ -1,10 +1,11 @@
-"""The files of a sampling: what pictures are called, what their metadata say, the grid and the list of them all."""
+"""The files of a sampling: what pictures are called, what their metadata say, which are there already, the grid and the
+list of them all."""
 
 import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,9 +28,8 @@ SHORT = {  # settings in a file's name; a schedule's own name says what it is
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and what it is a function of; `model` is the pipeline's fingerprint."""
+    """What a picture is a function of; `model` is the pipeline's fingerprint."""
 
-    picture: Image.Image
     caption: str
     seed: int
     config: SamplingConfig
@@ -48,6 +48,19 @@ class Sample:
         settings = json.dumps(asdict(self.config))
         return {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether its file is there, whole, and says that it is of this caption, seed, settings and model."""
+        try:
+            with Image.open(folder / self.name) as picture:
+                picture.verify()  # the checksums up to the file's end; pixels are not decoded
+                return self.metadata.items() <= picture.info.items()
+        except (OSError, SyntaxError):  # the latter is Pillow's for damaged files
+            return False
+
+    def save(self, picture: Image.Image, folder: Path) -> None:
+        """Writes its picture; a file is there whole or not at all."""
+        save_png(picture, folder / self.name, self.metadata)
+
 
 def slug(caption: str) -> str:
     """A caption as part of a file name: no two captions have the same one.
@@ -65,23 +78,24 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def write(samples: Iterable[Sample], folder: Path) -> Path:
-    """Writes each sample as it comes, at least one, then a grid of the first GRID_PICTURES and, last, the JSON file
-    that lists them all; returns the grid's path."""
-    listed: list[dict[str, str | int]] = []
-    groups: dict[str, list[Image.Image]] = {}
-    for sample in samples:
-        save_png(sample.picture, folder / sample.name, sample.metadata)
-        listed.append({"file": sample.name, "caption": sample.caption, "seed": sample.seed})
-        if len(listed) <= GRID_PICTURES:
-            groups.setdefault(sample.caption, []).append(sample.picture)
-    model, settings = sample.model, asdict(sample.config)  # of the last; all have the same
+def write_grid(samples: Sequence[Sample], folder: Path) -> Path:
+    """Writes a grid of the first GRID_PICTURES of samples whose pictures lie in the folder, at least one, and then the
+    JSON file that lists them all; returns the grid's path."""
+    model, settings = samples[0].model, asdict(samples[0].config)  # all have the same
+    listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
     content = {"model": model, "settings": settings, "pictures": listed}
     grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
+    groups: dict[str, list[Image.Image]] = {}
+    for sample in samples[:GRID_PICTURES]:
+        with Image.open(folder / sample.name) as picture:
+            groups.setdefault(sample.caption, []).append(picture.copy())
     about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(settings), "model": model}
     save_png(captioned_grid(list(groups.items())), grid, about)
-    manifest = grid.with_suffix(".json")
-    beside = manifest.with_name(f".{manifest.name}.part")
-    beside.write_text(json.dumps(content | {"grid": grid.name}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(manifest)
+    _write_json(content | {"grid": grid.name}, grid.with_suffix(".json"))
     return grid
+
+
+def _write_json(content: dict[str, object], path: Path) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
