@@ -154,7 +154,7 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on the CPU, to share (%(default)s)")
+    parser.add_argument("--devices", type=int, default=1, help="so many GPUs or CPU processes (%(default)s)")
     parser.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, help="pictures a device draws at a time (%(default)s)"
     )
