@@ -4,6 +4,7 @@
     python sample.py --captions captions.txt --model runs/my-prior --guidance_scale 3 --out runs/my-samples
     python sample.py --captions captions.txt --model runs/my-prior --devices 2 --out runs/my-samples
     cat captions.txt | python sample.py --model runs/my-prior
+    python sample.py "a tabby cat" --model runs/my-prior --picture cat.jpg --keep_rows 128 --stream
 
 Captions are arguments, or lines of a file or of standard input (-); blank ones are passed over. Picture i of a caption
 is drawn with seed + i and is the same whatever else is drawn with it. In the output folder lie then the pictures, named
@@ -13,6 +14,13 @@ at the end. Each PNG's metadata say what caption, seed, settings and model it is
 not drawn again, so a call that was interrupted goes on where it was; those of other calls stay.
 
 Captions are shared out over several devices (--devices), each with all its pictures. These are the same as on one.
+
+Of a picture (--picture) some codes can be kept and the others drawn: its first rows are kept (--keep_rows), or what is
+black in a mask (--mask), or any code with the chance 1 - S (--strength S: variations). A code is drawn knowing those
+before it, row by row from the top left, and none behind it. Kept codes come out as the tokenizer paints them, not as
+the picture's own pixels.
+
+With --stream each picture is shown while it is drawn, as NAME-progress.png, and then NAME.gif lies beside it.
 """
 
 import argparse
@@ -27,9 +35,15 @@ import torch
 from tqdm import tqdm
 
 import cli
+from completion import Original, open_original
 from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images, usable_device
+from previews import Previews
 from sample_files import GRID_PICTURES, Sample, write_grid
+from streaming import ProgressFiles
 from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
+
+STAGES = 5  # about so many of a picture are shown unless told otherwise
+RULES = ("keep_rows", "mask", "strength")
 
 
 def sample(args: Sequence[str]) -> None:
@@ -47,8 +61,12 @@ def sample(args: Sequence[str]) -> None:
     repeated, seeds = repeat(captions, options.n, options.seed)
     pipeline = _load(options)
     _report_cut(pipeline, captions)
+    original = _original(pipeline, options)
+    for note in original.notes if original else []:
+        print(note)
     options.out.mkdir(parents=True, exist_ok=True)
-    samples = [Sample(*row, config, pipeline.fingerprint) for row in zip(repeated, seeds, strict=True)]
+    shared = config, pipeline.fingerprint, original.settings if original else None
+    samples = [Sample(*row, *shared) for row in zip(repeated, seeds, strict=True)]
     _draw_missing(samples, pipeline, options)
     grid = write_grid(samples, options.out)
     shown = "all" if len(samples) <= GRID_PICTURES else f"the first {GRID_PICTURES}"
@@ -71,6 +89,13 @@ def _check(options: argparse.Namespace) -> None:
     options.device, count = str(device), options.devices
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}, expected at least 1")
+    for name in RULES if options.picture is None else ():
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} says what is kept of a picture: expected --picture FILE too")
+    if options.stream_rows is not None and not options.stream:
+        raise ValueError(f"stream_rows is {options.stream_rows}, expected --stream too")
+    if options.stream_rows is not None and options.stream_rows < 1:
+        raise ValueError(f"stream_rows is {options.stream_rows}, expected at least 1")
     if count < 1:
         raise ValueError(f"devices is {count}, expected at least 1")
     if count > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
@@ -119,9 +144,24 @@ def _draw(
     whose = f"device 1 of {options.devices}" if options.devices > 1 else None
     with tqdm(desc=whose, total=total, unit=" codes", disable=silent or None) as bar:
         captions, seeds = [sample.caption for sample in samples], [sample.seed for sample in samples]
-        batches = pipeline.sample_batches(captions, seeds, samples[0].config, options.batch_size, progress)
+        files = ProgressFiles([options.out / sample.name for sample in samples])
+        shown = _original(pipeline, options), _previews(pipeline, options, files)
+        batches = pipeline.sample_batches(captions, seeds, samples[0].config, options.batch_size, progress, *shown)
         for sample, picture in zip(samples, chain.from_iterable(map(to_pil_images, batches)), strict=True):
+            if options.stream:  # before the picture, which then says that all is there
+                files.finish(options.out / sample.name, sample.metadata)
             sample.save(picture, options.out)
+
+
+def _original(pipeline: TextToImage, options: argparse.Namespace) -> Original | None:
+    """The picture to go on from, encoded on the pipeline's device. Raises ValueError as `open_original` does."""
+    rules = {name: getattr(options, name) for name in RULES}
+    return None if options.picture is None else open_original(pipeline, options.picture, **rules)
+
+
+def _previews(pipeline: TextToImage, options: argparse.Namespace, files: ProgressFiles) -> Previews | None:
+    usual = -(-pipeline.prior.config.grid_size[0] // STAGES)
+    return Previews(files.show, options.stream_rows or usual) if options.stream else None
 
 
 def _parser() -> cli.Parser:
@@ -151,6 +191,16 @@ def _parser() -> cli.Parser:
         choices=GUIDANCE_SCHEDULES,
         default=usual.guidance_schedule,
         help="how guidance grows from a picture's first code, not guided, to its last (%(default)s)",
+    )
+    parser.add_argument("--picture", metavar="FILE", help="a picture of which a part is kept, by one of the next three")
+    parser.add_argument(
+        "--keep_rows", type=int, metavar="N", help="keep its first N rows of pixels, once it is resized"
+    )
+    parser.add_argument("--mask", metavar="FILE", help="keep it where this picture is black, draw where it is white")
+    parser.add_argument("--strength", type=float, metavar="S", help="draw each of its codes with the chance S, 0 to 1")
+    parser.add_argument("--stream", action="store_true", help="show pictures while they are drawn")
+    parser.add_argument(
+        "--stream_rows", type=int, metavar="K", help=f"after every K rows of codes (about {STAGES} times a picture)"
     )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")

@@ -5,9 +5,10 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -24,16 +25,20 @@ SHORT = {  # settings in a file's name; a schedule's own name says what it is
     "guidance_scale": "g",
     "guidance_schedule": "",
 }
+FILES = ("picture", "mask")  # in an original's settings, names of files: their hashes count
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a picture is a function of; `model` is the pipeline's fingerprint."""
+    """What a picture is a function of."""
 
     caption: str
     seed: int
     config: SamplingConfig
     model: str
+    """The pipeline's fingerprint."""
+    original: Mapping[str, Any] | None = None
+    """Of a picture that goes on from another one, completion.Original's settings."""
 
     @property
     def name(self) -> str:
@@ -41,12 +46,16 @@ class Sample:
         usual = SamplingConfig()
         changed = {name: value for name, value in asdict(self.config).items() if value != getattr(usual, name)}
         settings = [f"{SHORT[name]}{value}" for name, value in changed.items()]
+        if self.original is not None:
+            content = {name: value for name, value in self.original.items() if name not in FILES}
+            settings.append(f"of{_digest(json.dumps(content))}")
         return "_".join([slug(self.caption), f"seed{self.seed}", *settings, self.model[:8]]) + ".png"
 
     @property
     def metadata(self) -> dict[str, str]:
         settings = json.dumps(asdict(self.config))
-        return {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
+        about = {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
+        return about if self.original is None else about | {"original": json.dumps(self.original)}
 
     def is_in(self, folder: Path) -> bool:
         """Whether its file is there, whole, and says that it is of this caption, seed, settings and model."""
@@ -83,13 +92,15 @@ def write_grid(samples: Sequence[Sample], folder: Path) -> Path:
     JSON file that lists them all; returns the grid's path."""
     model, settings = samples[0].model, asdict(samples[0].config)  # all have the same
     listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
-    content = {"model": model, "settings": settings, "pictures": listed}
+    original = {} if samples[0].original is None else {"original": samples[0].original}
+    content = {"model": model, "settings": settings, **original, "pictures": listed}
     grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
     groups: dict[str, list[Image.Image]] = {}
     for sample in samples[:GRID_PICTURES]:
         with Image.open(folder / sample.name) as picture:
             groups.setdefault(sample.caption, []).append(picture.copy())
     about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(settings), "model": model}
+    about |= {name: json.dumps(value) for name, value in original.items()}
     save_png(captioned_grid(list(groups.items())), grid, about)
     _write_json(content | {"grid": grid.name}, grid.with_suffix(".json"))
     return grid
