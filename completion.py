@@ -15,7 +15,7 @@ Shapes: B batch, h w token grid.
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -86,7 +86,7 @@ class FirstRows:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"keep_rows": self.rows}
+        return {"use": "completion", "keep_rows": self.rows}
 
     def _token_rows(self, place: Place) -> int:
         return self.rows * place.grid_size[0] // place.image_size
@@ -124,7 +124,7 @@ class Unmasked:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return self.file
+        return {"use": "completion"} | self.file
 
     def _edges(self, place: Place) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Of the rows and of the columns of tokens: where they begin and end in the mask, in pixels."""
@@ -169,7 +169,7 @@ class Variation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"use": "variation", "strength": self.strength}
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Original:
     @property
     def settings(self) -> dict[str, Any]:
         """What a picture is a function of besides the usual, in values that JSON has."""
-        return self.file | self.rule.settings
+        return self.rule.settings | self.file
 
     def __call__(self, seeds: Tensor) -> Tensor:
         """What pictures with int64 seeds (B,) are given: int64 (B, h, w) on the CPU, UNKNOWN where they are drawn."""

@@ -16,7 +16,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from batching import batches_of
 from data.text import TextTokenizer
 from data.transforms import evaluation_crop, to_pil_images
 from previews import Previews
@@ -260,47 +260,14 @@ class TextToImage:
 
 
 def repeat(captions: Sequence[str], n: int, seed: int) -> tuple[list[str], list[int]]:
-    """Each caption n times with the seeds seed, seed + 1, ...; n is at least 1."""
+    """Each caption n times with the seeds seed, seed + 1, ...
+
+    Raises ValueError where n is below 1 or a seed has more than 64 bits.
+    """
     if n < 1:
         raise ValueError(f"n is {n}, expected at least 1 picture a caption")
+    _int64([seed, seed + n - 1])
     return [caption for caption in captions for _ in range(n)], [seed + i for _ in captions for i in range(n)]
-
-
-def batches_of(captions: Sequence[str], batch_size: int) -> list[slice]:
-    """Captions cut into batches, about equally large, of at most `batch_size`, which is at least 1.
-
-    Equal captions that follow one another stay together, as their text is then computed once and its keys are kept
-    once; more than `batch_size` of them are cut among themselves. Few different sizes, as each is compiled anew.
-    """
-    batches: list[slice] = []
-    start, runs = 0, [len(list(run)) for _, run in groupby(captions)]
-    for too_long, group in groupby(runs, key=lambda run: run > batch_size):
-        for whole in [[1] * run for run in group] if too_long else [list(group)]:  # what is not to be cut, in pictures
-            for size in _balanced(whole, batch_size):
-                batches.append(slice(start, start + size))
-                start += size
-    return batches
-
-
-def _balanced(runs: Sequence[int], batch_size: int) -> list[int]:
-    """Sizes of batches of whole runs, none of them longer than `batch_size`, in their order.
-
-    As few batches as can be, and the largest as small as can be.
-    """
-    least = len(_filled(runs, batch_size))
-    capacity = max(max(runs), -(-sum(runs) // least))
-    while len(filled := _filled(runs, capacity)) > least:
-        capacity += 1
-    return filled
-
-
-def _filled(runs: Sequence[int], capacity: int) -> list[int]:
-    sizes = [0]
-    for run in runs:
-        if sizes[-1] + run > capacity:
-            sizes.append(0)
-        sizes[-1] += run
-    return sizes
 
 
 def usable_device(device: str | torch.device) -> torch.device:

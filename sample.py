@@ -2,96 +2,166 @@
 
     python sample.py "a red circle" "a blue star" --model runs/demo/prior --n 4 --seed 0
     python sample.py --captions captions.txt --model runs/my-prior --guidance_scale 3 --out runs/my-samples
+    python sample.py --captions captions.txt --model runs/my-prior --devices 2 --out runs/my-samples
     cat captions.txt | python sample.py --model runs/my-prior
+    python sample.py "a tabby cat" --model runs/my-prior --picture cat.jpg --keep_rows 128 --stream
 
 Captions are arguments, or lines of a file or of standard input (-); blank ones are passed over. Picture i of a caption
 is drawn with seed + i and is the same whatever else is drawn with it. In the output folder lie then the pictures, named
 CAPTION_SEED_SETTINGS_MODEL.png with the settings that are not the usual ones, a grid of them (of the first 256, where
 there are more), and beside the grid a JSON file that lists them. Pictures are written as they are drawn, grid and list
-at the end. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that another call has
-drawn there stay.
+at the end. Each PNG's metadata say what caption, seed, settings and model it is of. Pictures that lie there already are
+not drawn again, so a call that was interrupted goes on where it was; those of other calls stay.
+
+Captions are shared out over several devices (--devices), each with all its pictures. These are the same as on one.
+
+Of a picture (--picture) some codes can be kept and the others drawn: its first rows are kept (--keep_rows), or what is
+black in a mask (--mask), or any code with the chance 1 - S (--strength S: variations). A code is drawn knowing those
+before it, row by row from the top left, and none behind it. Kept codes come out as the tokenizer paints them, not as
+the picture's own pixels.
+
+With --stream each picture is shown while it is drawn, as NAME-progress.png, and then NAME.gif lies beside it.
 """
 
 import argparse
-import hashlib
-import json
-import re
 import sys
-import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import cli
-from grids import captioned_grid, save_png
-from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images
+from completion import Original, open_original
+from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images, usable_device
+from previews import Previews
+from sample_files import GRID_PICTURES, Sample, write_grid
+from streaming import ProgressFiles
 from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
 
-SLUG_LENGTH = 60
-GRID_PICTURES = 256  # at most; the JSON file lists all
-SHORT = {  # settings in a file's name; a schedule's own name says what it is
-    "temperature": "t",
-    "top_k": "k",
-    "top_p": "p",
-    "min_p": "m",
-    "guidance_scale": "g",
-    "guidance_schedule": "",
-}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A picture and what it is a function of; `model` is the pipeline's fingerprint."""
-
-    picture: Image.Image
-    caption: str
-    seed: int
-    config: SamplingConfig
-    model: str
-
-    @property
-    def name(self) -> str:
-        """A file name: the same for the same picture, another one for another picture."""
-        usual = SamplingConfig()
-        changed = {name: value for name, value in asdict(self.config).items() if value != getattr(usual, name)}
-        settings = [f"{SHORT[name]}{value}" for name, value in changed.items()]
-        return "_".join([slug(self.caption), f"seed{self.seed}", *settings, self.model[:8]]) + ".png"
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        settings = json.dumps(asdict(self.config))
-        return {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
+STAGES = 5  # about so many of a picture are shown unless told otherwise
+RULES = ("keep_rows", "mask", "strength")
 
 
 def sample(args: Sequence[str]) -> None:
-    """What `python sample.py ARGS` does. Raises ValueError for a wrong command line or wrong input."""
+    """What `python sample.py ARGS` does. Raises ValueError for a wrong command line or wrong input.
+
+    With several devices, sys.argv is run once more for each but the first: it has to be the script with these ARGS.
+    """
     options = _parser().parse_intermixed_args(args)
     config = SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
+    _check(options)
+    if options.devices > 1 and not _devices().is_first_process():
+        _draw_missing(None, _load(options), options)
+        return
     captions = read_captions(options.caption, options.captions)
     repeated, seeds = repeat(captions, options.n, options.seed)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device)
+    pipeline = _load(options)
     _report_cut(pipeline, captions)
+    original = _original(pipeline, options)
+    for note in original.notes if original else []:
+        print(note)
     options.out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(repeated) * pipeline.prior.config.image_len, unit=" codes", disable=None) as bar:
-        batches = pipeline.sample_batches(
-            repeated, seeds, config, options.batch_size, progress=lambda done, _: bar.update(done - bar.n)
-        )
-        pictures = chain.from_iterable(map(to_pil_images, batches))
-        rows = zip(pictures, repeated, seeds, strict=True)
-        grid = write((Sample(*row, config, pipeline.fingerprint) for row in rows), options.out)
-    count = len(repeated)
-    shown = "all" if count <= GRID_PICTURES else f"the first {GRID_PICTURES}"
-    print(f"{count} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
+    shared = config, pipeline.fingerprint, original.settings if original else None
+    samples = [Sample(*row, *shared) for row in zip(repeated, seeds, strict=True)]
+    _draw_missing(samples, pipeline, options)
+    grid = write_grid(samples, options.out)
+    shown = "all" if len(samples) <= GRID_PICTURES else f"the first {GRID_PICTURES}"
+    print(f"{len(samples)} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
 
 
 def main() -> None:
     sample(sys.argv[1:])
+
+
+def _devices() -> ModuleType:
+    import sample_devices  # and Lightning with it, which takes as long as some pictures do
+
+    return sample_devices
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What is to be wrong before anything is loaded or started. Names the device where none was asked for."""
+    device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.device, count = str(device), options.devices
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}, expected at least 1")
+    for name in RULES if options.picture is None else ():
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} says what is kept of a picture: expected --picture FILE too")
+    if options.stream_rows is not None and not options.stream:
+        raise ValueError(f"stream_rows is {options.stream_rows}, expected --stream too")
+    if options.stream_rows is not None and options.stream_rows < 1:
+        raise ValueError(f"stream_rows is {options.stream_rows}, expected at least 1")
+    if count < 1:
+        raise ValueError(f"devices is {count}, expected at least 1")
+    if count > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
+        raise ValueError(f"device is {device}, expected cpu or cuda where {count} devices are asked for")
+    if count > 1 and device.type == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(f"devices is {count}, expected at most {torch.cuda.device_count()}: so many GPUs are here")
+
+
+def _load(options: argparse.Namespace) -> TextToImage:
+    """On the device, or where there are several, on the CPU: each process moves it to its own."""
+    device = options.device if options.devices == 1 else "cpu"
+    return TextToImage.from_pretrained(cli.model_folder(options.model), device)
+
+
+def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, options: argparse.Namespace) -> None:
+    """Draws the samples that are not in the folder yet; None: its share of those that the first process says."""
+    missing = samples and [sample for sample in samples if not sample.is_in(options.out)]
+    if samples and len(missing) < len(samples):
+        print(f"{len(samples) - len(missing)} of {len(samples)} are there already", flush=True)
+    if options.devices == 1:
+        _draw(missing, pipeline, options)
+        return
+
+    def draw(device: torch.device, share: Sequence[Sample], tick: Callable[[], None]) -> None:
+        _draw(share, pipeline.to(device), options, tick, silent=samples is None)
+
+    _devices().draw_on_devices(missing, draw, options.device, options.devices)
+
+
+def _draw(
+    samples: Sequence[Sample],
+    pipeline: TextToImage,
+    options: argparse.Namespace,
+    tick: Callable[[], None] = lambda: None,
+    silent: bool = False,
+) -> None:
+    """Writes each picture as soon as it is drawn; calls `tick` after each code."""
+    if not samples:
+        return
+
+    def progress(done: int, _: int) -> None:
+        tick()
+        bar.update(done - bar.n)
+
+    total = len(samples) * pipeline.prior.config.image_len
+    whose = f"device 1 of {options.devices}" if options.devices > 1 else None
+    with tqdm(desc=whose, total=total, unit=" codes", disable=silent or None) as bar:
+        captions, seeds = [sample.caption for sample in samples], [sample.seed for sample in samples]
+        files = ProgressFiles([options.out / sample.name for sample in samples])
+        shown = _original(pipeline, options), _previews(pipeline, options, files)
+        batches = pipeline.sample_batches(captions, seeds, samples[0].config, options.batch_size, progress, *shown)
+        for sample, picture in zip(samples, chain.from_iterable(map(to_pil_images, batches)), strict=True):
+            if options.stream:  # before the picture, which then says that all is there
+                files.finish(options.out / sample.name, sample.metadata)
+            sample.save(picture, options.out)
+
+
+def _original(pipeline: TextToImage, options: argparse.Namespace) -> Original | None:
+    """The picture to go on from, encoded on the pipeline's device. Raises ValueError as `open_original` does."""
+    rules = {name: getattr(options, name) for name in RULES}
+    return None if options.picture is None else open_original(pipeline, options.picture, **rules)
+
+
+def _previews(pipeline: TextToImage, options: argparse.Namespace, files: ProgressFiles) -> Previews | None:
+    usual = -(-pipeline.prior.config.grid_size[0] // STAGES)
+    return Previews(files.show, options.stream_rows or usual) if options.stream else None
 
 
 def _parser() -> cli.Parser:
@@ -122,9 +192,22 @@ def _parser() -> cli.Parser:
         default=usual.guidance_schedule,
         help="how guidance grows from a picture's first code, not guided, to its last (%(default)s)",
     )
+    parser.add_argument("--picture", metavar="FILE", help="a picture of which a part is kept, by one of the next three")
+    parser.add_argument(
+        "--keep_rows", type=int, metavar="N", help="keep its first N rows of pixels, once it is resized"
+    )
+    parser.add_argument("--mask", metavar="FILE", help="keep it where this picture is black, draw where it is white")
+    parser.add_argument("--strength", type=float, metavar="S", help="draw each of its codes with the chance S, 0 to 1")
+    parser.add_argument("--stream", action="store_true", help="show pictures while they are drawn")
+    parser.add_argument(
+        "--stream_rows", type=int, metavar="K", help=f"after every K rows of codes (about {STAGES} times a picture)"
+    )
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="where to write (%(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one, else cpu)")
-    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="pictures drawn at a time (%(default)s)")
+    parser.add_argument("--devices", type=int, default=1, help="so many GPUs or CPU processes (%(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=BATCH_SIZE, help="pictures a device draws at a time (%(default)s)"
+    )
     return parser
 
 
@@ -169,44 +252,6 @@ def _report_cut(pipeline: TextToImage, captions: Sequence[str]) -> None:
     longer = pipeline.text_tokenizer.count_longer(captions, text_len)
     if longer:
         print(f"{longer} of {len(captions)} captions have more than {text_len - 1} tokens: their ends are cut off")
-
-
-def slug(caption: str) -> str:
-    """A caption as part of a file name: no two captions have the same one.
-
-    Where lower-case words and dashes do not say everything, a hash of the caption follows after two dashes.
-    """
-    plain = unicodedata.normalize("NFKD", caption).encode("ascii", "ignore").decode().lower()
-    words = "-".join(re.findall("[a-z0-9]+", plain))
-    if words.replace("-", " ") == caption and len(words) <= SLUG_LENGTH:
-        return words
-    return f"{words[:SLUG_LENGTH]}--{_digest(caption)}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def write(samples: Iterable[Sample], folder: Path) -> Path:
-    """Writes each sample as it comes, at least one, then a grid of the first GRID_PICTURES and, last, the JSON file
-    that lists them all; returns the grid's path."""
-    listed: list[dict[str, str | int]] = []
-    groups: dict[str, list[Image.Image]] = {}
-    for sample in samples:
-        save_png(sample.picture, folder / sample.name, sample.metadata)
-        listed.append({"file": sample.name, "caption": sample.caption, "seed": sample.seed})
-        if len(listed) <= GRID_PICTURES:
-            groups.setdefault(sample.caption, []).append(sample.picture)
-    model, settings = sample.model, asdict(sample.config)  # of the last; all have the same
-    content = {"model": model, "settings": settings, "pictures": listed}
-    grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
-    about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(settings), "model": model}
-    save_png(captioned_grid(list(groups.items())), grid, about)
-    manifest = grid.with_suffix(".json")
-    beside = manifest.with_name(f".{manifest.name}.part")
-    beside.write_text(json.dumps(content | {"grid": grid.name}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(manifest)
-    return grid
 
 
 if __name__ == "__main__":

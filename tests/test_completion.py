@@ -269,9 +269,10 @@ def test_originals_from_files(pipeline, files):
     assert torch.equal(masked(SEED), Original.of(pipeline, photo(), Unmasked(mask(white=(5, 5, 9, 9))))(SEED))
     assert (masked(SEED) == UNKNOWN).sum() == 4
     named = {"picture": "photo.png", "picture_hash": completion._named("", files / "photo.png")["_hash"]}
-    assert rows.settings == named | {"keep_rows": 8}
-    assert varied.settings == named | {"strength": 0.25}
-    assert masked.settings.keys() == named.keys() | {"mask", "mask_hash"}
+    assert rows.settings == named | {"use": "completion", "keep_rows": 8}
+    assert varied.settings == named | {"use": "variation", "strength": 0.25}
+    assert masked.settings.keys() == named.keys() | {"use", "mask", "mask_hash"}
+    assert masked.settings["use"] == "completion"
     assert masked.settings["mask"] == "mask.png" and len(masked.settings["mask_hash"]) == 16
     photo(seed=1).save(files / "photo.png")
     assert open_original(pipeline, files / "photo.png", keep_rows=8).settings != rows.settings

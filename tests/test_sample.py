@@ -3,13 +3,17 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import cli
 import sample
+import sample_files
+from tests.test_sample_files import ODD
 from vqvae.model import DiscreteVAE
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +90,8 @@ def test_pictures_a_grid_and_a_list(draw, pipeline, capsys):
 
 
 def test_a_grid_of_the_first_pictures_says_so(draw, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "GRID_PICTURES", 2)
+    for module in (sample, sample_files):
+        monkeypatch.setattr(module, "GRID_PICTURES", 2)
     out = draw("a red circle", "a blue star", "--n", "2", "--batch_size", "1")
     listed = manifest(out)
     assert len(listed["pictures"]) == 4
@@ -112,6 +117,46 @@ def test_pictures_are_written_as_they_are_drawn(draw, monkeypatch, tmp_path):
         ["a-red-circle", "seed0"],
         ["a-red-circle", "seed1"],
     ]
+
+
+def test_what_was_cut_short_goes_on(draw, monkeypatch, tmp_path, capsys):
+    """Cut in the fourth picture of six, and one of the three damaged since: then four are drawn, as if all at once."""
+    args = ["a red circle", "a blue star", "--n", "3", "--batch_size", "1"]
+    whole = {path.name: path.read_bytes() for path in draw(*args, out="whole").iterdir()}
+    decode, decoded, limit = DiscreteVAE.decode, [], 3
+
+    def counted(self, indices):
+        if len(decoded) == limit:
+            raise KeyboardInterrupt
+        decoded.append(None)
+        return decode(self, indices)
+
+    monkeypatch.setattr(DiscreteVAE, "decode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        draw(*args)
+    (damaged,) = (tmp_path / "out").glob("a-red-circle_seed1_*.png")
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    limit = 3 + 4
+    capsys.readouterr()
+    for there in (2, 6):
+        assert {path.name: path.read_bytes() for path in draw(*args).iterdir()} == whole
+        assert capsys.readouterr().out.splitlines()[0] == f"{there} of 6 are there already"
+        assert len(decoded) == limit
+
+
+def test_a_killed_process_leaves_whole_files_only(shared_bundle, draw, tmp_path):
+    captions = [f"a red circle {number}" for number in range(40)]
+    options = ["--n", "1", "--batch_size", "1"]
+    command = [sys.executable, ROOT / "sample.py", *captions, *options, "--model", shared_bundle]
+    with subprocess.Popen([*command, "--out", tmp_path / "out"]) as process:
+        while process.poll() is None and len(list((tmp_path / "out").glob("*.png"))) < 3:
+            time.sleep(0.01)
+        process.kill()
+    left = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*_seed*.png")}
+    assert 3 <= len(left) < 40
+    whole = pictures(draw(*captions, *options, out="whole"))
+    assert left.items() <= whole.items()
+    assert pictures(draw(*captions, *options)) == whole
 
 
 def test_a_bar_in_a_terminal(draw, monkeypatch, capsys):
@@ -194,20 +239,6 @@ def test_standard_input_is_left_alone_where_captions_are_given(draw, monkeypatch
     assert [row["caption"] for row in manifest(draw("a red circle", "--n", "1"))["pictures"]] == ["a red circle"]
 
 
-ODD = [
-    "../../etc/passwd",
-    "a/b\\c:*?",
-    "猫",
-    "🐈",
-    ".",
-    "x" * 5000,
-    "a red circle!",
-    "A red circle",
-    "a-red-circle",
-    "\ud800",
-]
-
-
 def test_odd_captions_get_names_of_their_own(draw):
     out = draw("a red circle", *ODD, "--n", "1")
     names = [row["file"] for row in manifest(out)["pictures"]]
@@ -216,13 +247,6 @@ def test_odd_captions_get_names_of_their_own(draw):
 
 
 ALLOWED = "abcdefghijklmnopqrstuvwxyz0123456789-_."
-
-
-def test_slugs_are_readable_and_unlike():
-    assert sample.slug("a red circle 2") == "a-red-circle-2"
-    assert (
-        len({sample.slug(caption) for caption in [*ODD[:-1], "a red circle", "a--red circle", "a red circle."]}) == 12
-    )
 
 
 def test_captions_that_are_cut_are_counted(draw, capsys):
@@ -269,6 +293,14 @@ def test_files_that_hold_no_captions(fails, tmp_path):
         (["--n", "0"], "n is 0, expected at least 1"),
         (["--n", "two"], "argument --n: invalid int value: 'two'"),
         (["--batch_size", "0"], "batch_size is 0, expected at least 1"),
+        (["--devices", "0"], "devices is 0, expected at least 1"),
+        (
+            ["--devices", "2", "--device", "cpu:0"],
+            "device is cpu:0, expected cpu or cuda where 2 devices are asked for",
+        ),
+        (["--devices", "2", "--device", "meta"], "device is meta, expected cpu or cuda"),
+        (["--devices", "2", "--seed", str(2**63 - 1)], "does not fit 64 bits"),
+        (["--devices", "2", "--n", "0"], "n is 0, expected at least 1"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--top_k", "0"], "top_k is 0"),
         (["--top_p", "1.5"], "top_p is 1.5"),
@@ -283,6 +315,20 @@ def test_files_that_hold_no_captions(fails, tmp_path):
 )
 def test_wrong_arguments(fails, args, said):
     assert said in fails("a red circle", *args)
+
+
+def test_more_devices_than_there_are(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(sample, "usable_device", torch.device)
+    assert "devices is 3, expected at most 2: so many GPUs are here" in fails(
+        "a red circle", "--device", "cuda", "--devices", "3"
+    )
+
+
+def test_mistakes_are_found_before_processes_are_started(fails, monkeypatch, tmp_path):
+    monkeypatch.setattr(sample, "_draw_missing", None)
+    assert "no captions" in fails("--devices", "2")
+    assert "no such folder: " in fails("a red circle", "--devices", "2", model=tmp_path / "nowhere")
 
 
 def test_a_folder_that_cannot_be_written(fails, tmp_path):

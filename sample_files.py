@@ -1,0 +1,112 @@
+"""The files of a sampling: what pictures are called, what their metadata say, which are there already, the grid and the
+list of them all."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from grids import captioned_grid, save_png
+from transformer.sampling import SamplingConfig
+
+SLUG_LENGTH = 60
+GRID_PICTURES = 256  # at most; the JSON file lists all
+SHORT = {  # settings in a file's name; a schedule's own name says what it is
+    "temperature": "t",
+    "top_k": "k",
+    "top_p": "p",
+    "min_p": "m",
+    "guidance_scale": "g",
+    "guidance_schedule": "",
+}
+FILES = ("picture", "mask")  # in an original's settings, names of files: their hashes count
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a picture is a function of."""
+
+    caption: str
+    seed: int
+    config: SamplingConfig
+    model: str
+    """The pipeline's fingerprint."""
+    original: Mapping[str, Any] | None = None
+    """Of a picture that goes on from another one, completion.Original's settings."""
+
+    @property
+    def name(self) -> str:
+        """A file name: the same for the same picture, another one for another picture."""
+        usual = SamplingConfig()
+        changed = {name: value for name, value in asdict(self.config).items() if value != getattr(usual, name)}
+        settings = [f"{SHORT[name]}{value}" for name, value in changed.items()]
+        if self.original is not None:
+            content = {name: value for name, value in self.original.items() if name not in FILES}
+            settings.append(f"of{_digest(json.dumps(content))}")
+        return "_".join([slug(self.caption), f"seed{self.seed}", *settings, self.model[:8]]) + ".png"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        settings = json.dumps(asdict(self.config))
+        about = {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
+        return about if self.original is None else about | {"original": json.dumps(self.original)}
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether its file is there, whole, and says that it is of this caption, seed, settings and model."""
+        try:
+            with Image.open(folder / self.name) as picture:
+                picture.verify()  # the checksums up to the file's end; pixels are not decoded
+                return self.metadata.items() <= picture.info.items()
+        except (OSError, SyntaxError):  # the latter is Pillow's for damaged files
+            return False
+
+    def save(self, picture: Image.Image, folder: Path) -> None:
+        """Writes its picture; a file is there whole or not at all."""
+        save_png(picture, folder / self.name, self.metadata)
+
+
+def slug(caption: str) -> str:
+    """A caption as part of a file name: no two captions have the same one.
+
+    Where lower-case words and dashes do not say everything, a hash of the caption follows after two dashes.
+    """
+    plain = unicodedata.normalize("NFKD", caption).encode("ascii", "ignore").decode().lower()
+    words = "-".join(re.findall("[a-z0-9]+", plain))
+    if words.replace("-", " ") == caption and len(words) <= SLUG_LENGTH:
+        return words
+    return f"{words[:SLUG_LENGTH]}--{_digest(caption)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def write_grid(samples: Sequence[Sample], folder: Path) -> Path:
+    """Writes a grid of the first GRID_PICTURES of samples whose pictures lie in the folder, at least one, and then the
+    JSON file that lists them all; returns the grid's path."""
+    model, settings = samples[0].model, asdict(samples[0].config)  # all have the same
+    listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
+    original = {} if samples[0].original is None else {"original": samples[0].original}
+    content = {"model": model, "settings": settings, **original, "pictures": listed}
+    grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
+    groups: dict[str, list[Image.Image]] = {}
+    for sample in samples[:GRID_PICTURES]:
+        with Image.open(folder / sample.name) as picture:
+            groups.setdefault(sample.caption, []).append(picture.copy())
+    about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(settings), "model": model}
+    about |= {name: json.dumps(value) for name, value in original.items()}
+    save_png(captioned_grid(list(groups.items())), grid, about)
+    _write_json(content | {"grid": grid.name}, grid.with_suffix(".json"))
+    return grid
+
+
+def _write_json(content: dict[str, object], path: Path) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)

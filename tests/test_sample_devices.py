@@ -1,0 +1,96 @@
+"""Several devices, here processes on the CPU, draw what one does."""
+
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+import sample_devices
+from sample_files import Sample
+from transformer.sampling import SamplingConfig
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ["--n", "3", "--seed", "5", "--guidance_scale", "2", "--guidance_schedule", "linear"]
+CAPTIONS = ["a red circle", "a blue star", "no circle", "a small star", "a red star"]
+
+
+def samples_of(runs: list[int]) -> list[Sample]:
+    return [Sample(f"{i}", seed, SamplingConfig(), "0" * 16) for i, run in enumerate(runs) for seed in range(run)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_captions_are_shared_out_whole(world_size):
+    samples = samples_of([4, 4, 1, 4, 4])
+    shares = [sample_devices.share(samples, rank, world_size) for rank in range(world_size)]
+    assert sorted(chain.from_iterable(shares), key=samples.index) == samples
+    captions = [{sample.caption for sample in share} for share in shares]
+    assert sum(map(len, captions)) == 5, "each on one device only"
+    assert {len(of) for of in captions} <= {5 // world_size, -(-5 // world_size)}
+    assert all(share == sorted(share, key=samples.index) for share in shares)
+
+
+def test_two_devices_go_on_where_one_was_stopped(shared_bundle, tmp_path):
+    """Captions come by a pipe, which only one process can read; one of them is drawn already, of another a part."""
+
+    def args(out: str, *captions: str) -> list[str]:
+        return [*captions, *SETTINGS, "--model", str(shared_bundle), "--out", str(tmp_path / out)]
+
+    sample.sample(args("one", *CAPTIONS))
+    sample.sample(args("two", CAPTIONS[3]))
+    sample.sample([*args("two", CAPTIONS[0]), "--n", "1"])
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("*_seed*.png")}
+    done = subprocess.run(
+        [sys.executable, ROOT / "sample.py", *args("two", "-"), "--devices", "2", "--batch_size", "4"],
+        input="\n".join(CAPTIONS),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    said, summary = done.stdout.splitlines()
+    assert said == "4 of 15 are there already"
+    assert summary.startswith(f"15 pictures of 5 captions in {tmp_path / 'two'}, all on ")
+    assert {path: path.stat().st_mtime_ns for path in first} == first, "what is there is not written again"
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert len(set(files.values())) > 12, "they are to differ, or the test shows nothing"
+    assert files.items() <= {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}.items()
+
+
+def test_nothing_is_started_where_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(sample_devices.pl, "Trainer", None)
+    sample_devices.draw_on_devices([], lambda *_: None, "cpu", 2)
+    with pytest.raises(TypeError):
+        sample_devices.draw_on_devices(samples_of([1]), lambda *_: None, "cpu", 2)
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    """What a process does that another one has started."""
+    module = sample_devices._Drawing(None, lambda *_: None)
+    monkeypatch.setattr(sample_devices._Drawing, "trainer", type("Trainer", (), {"is_global_zero": False}))
+    return module
+
+
+def test_a_process_ends_when_the_first_one_has_been_killed(drawing, monkeypatch):
+    drawing.stop_if_orphaned()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(SystemExit):
+        drawing.stop_if_orphaned()
+    drawing.trainer.is_global_zero = True  # who has started that one does not matter
+    drawing.stop_if_orphaned()
+
+
+def test_it_ends_while_it_waits_too(drawing, monkeypatch):
+    class Never:
+        def is_completed(self) -> bool:
+            monkeypatch.setattr(os, "getppid", lambda: 1)
+            return False
+
+    monkeypatch.setattr(torch.distributed, "barrier", lambda async_op: Never())
+    with pytest.raises(SystemExit):
+        drawing.wait_for_the_others()
