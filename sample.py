@@ -20,6 +20,9 @@ black in a mask (--mask), or any code with the chance 1 - S (--strength S: varia
 before it, row by row from the top left, and none behind it. Kept codes come out as the tokenizer paints them, not as
 the picture's own pixels.
 
+Narrower weights (--weights bfloat16, int8) are read quicker, and draw slightly other pictures. With --compile a step of
+drawing is compiled at the start, by a C++ compiler on a CPU.
+
 With --stream each picture is shown while it is drawn, as NAME-progress.png, and then NAME.gif lies beside it.
 """
 
@@ -38,9 +41,10 @@ import cli
 from completion import Original, open_original
 from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images, usable_device
 from previews import Previews
-from sample_files import GRID_PICTURES, Sample, write_grid
+from sample_files import GRID_PICTURES, USUAL_WEIGHTS, Sample, write_grid
 from streaming import ProgressFiles
 from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
+from transformer.serving import WEIGHTS
 
 STAGES = 5  # about so many of a picture are shown unless told otherwise
 RULES = ("keep_rows", "mask", "strength")
@@ -65,7 +69,7 @@ def sample(args: Sequence[str]) -> None:
     for note in original.notes if original else []:
         print(note)
     options.out.mkdir(parents=True, exist_ok=True)
-    shared = config, pipeline.fingerprint, original.settings if original else None
+    shared = config, pipeline.fingerprint, original.settings if original else None, options.weights
     samples = [Sample(*row, *shared) for row in zip(repeated, seeds, strict=True)]
     _draw_missing(samples, pipeline, options)
     grid = write_grid(samples, options.out)
@@ -107,7 +111,7 @@ def _check(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> TextToImage:
     """On the device, or where there are several, on the CPU: each process moves it to its own."""
     device = options.device if options.devices == 1 else "cpu"
-    return TextToImage.from_pretrained(cli.model_folder(options.model), device)
+    return TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights, options.compile)
 
 
 def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, options: argparse.Namespace) -> None:
@@ -208,6 +212,10 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--batch_size", type=int, default=BATCH_SIZE, help="pictures a device draws at a time (%(default)s)"
     )
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default=USUAL_WEIGHTS, help="the prior's weights as these (%(default)s)"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the drawing of a code: quicker after a minute")
     return parser
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from grids import captioned_grid, save_png
 from transformer.sampling import SamplingConfig
+from transformer.serving import Weights
 
 SLUG_LENGTH = 60
 GRID_PICTURES = 256  # at most; the JSON file lists all
@@ -25,6 +26,7 @@ SHORT = {  # settings in a file's name; a schedule's own name says what it is
     "guidance_scale": "g",
     "guidance_schedule": "",
 }
+USUAL_WEIGHTS = "float32"
 FILES = ("picture", "mask")  # in an original's settings, names of files: their hashes count
 
 
@@ -39,6 +41,8 @@ class Sample:
     """The pipeline's fingerprint."""
     original: Mapping[str, Any] | None = None
     """Of a picture that goes on from another one, completion.Original's settings."""
+    weights: Weights = "float32"
+    """What the prior's weights were kept as."""
 
     @property
     def name(self) -> str:
@@ -49,13 +53,19 @@ class Sample:
         if self.original is not None:
             content = {name: value for name, value in self.original.items() if name not in FILES}
             settings.append(f"of{_digest(json.dumps(content))}")
+        if self.weights != USUAL_WEIGHTS:
+            settings.append(self.weights)
         return "_".join([slug(self.caption), f"seed{self.seed}", *settings, self.model[:8]]) + ".png"
 
     @property
+    def shared(self) -> dict[str, Any]:
+        """All but caption and seed, which other pictures of the same call have too."""
+        original = {} if self.original is None else {"original": self.original}
+        return {"model": self.model, "weights": self.weights, "settings": asdict(self.config)} | original
+
+    @property
     def metadata(self) -> dict[str, str]:
-        settings = json.dumps(asdict(self.config))
-        about = {"caption": self.caption, "seed": str(self.seed), "settings": settings, "model": self.model}
-        return about if self.original is None else about | {"original": json.dumps(self.original)}
+        return {"caption": self.caption, "seed": str(self.seed)} | _as_text(self.shared)
 
     def is_in(self, folder: Path) -> bool:
         """Whether its file is there, whole, and says that it is of this caption, seed, settings and model."""
@@ -90,20 +100,22 @@ def _digest(text: str) -> str:
 def write_grid(samples: Sequence[Sample], folder: Path) -> Path:
     """Writes a grid of the first GRID_PICTURES of samples whose pictures lie in the folder, at least one, and then the
     JSON file that lists them all; returns the grid's path."""
-    model, settings = samples[0].model, asdict(samples[0].config)  # all have the same
+    shared = samples[0].shared  # by all
     listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
-    original = {} if samples[0].original is None else {"original": samples[0].original}
-    content = {"model": model, "settings": settings, **original, "pictures": listed}
+    content = shared | {"pictures": listed}
     grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
     groups: dict[str, list[Image.Image]] = {}
     for sample in samples[:GRID_PICTURES]:
         with Image.open(folder / sample.name) as picture:
             groups.setdefault(sample.caption, []).append(picture.copy())
-    about = {"captions": json.dumps(list(groups), ensure_ascii=False), "settings": json.dumps(settings), "model": model}
-    about |= {name: json.dumps(value) for name, value in original.items()}
+    about = {"captions": json.dumps(list(groups), ensure_ascii=False)} | _as_text(shared)
     save_png(captioned_grid(list(groups.items())), grid, about)
     _write_json(content | {"grid": grid.name}, grid.with_suffix(".json"))
     return grid
+
+
+def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
 def _write_json(content: dict[str, object], path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 if not torch.cuda.is_available():  # kernels then run in Triton's interpreter; it is chosen when they are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import sample
 from data.text import TextTokenizer
 from pipeline import TextToImage
 from transformer.config import PriorConfig
@@ -78,6 +79,27 @@ def shared_bundle(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "model"
     build_pipeline().save_pretrained(folder, data_fingerprint="0123456789abcdef")
     return folder
+
+
+@pytest.fixture
+def sample_command(shared_bundle, tmp_path) -> Callable[..., list[str]]:
+    """Arguments of sample.py with which it draws into tmp_path/out."""
+
+    def sample_command(*args: object, out: str = "out", model: Path | str | None = None) -> list[str]:
+        return [*map(str, args), "--model", str(model or shared_bundle), "--out", str(tmp_path / out)]
+
+    return sample_command
+
+
+@pytest.fixture
+def draw(sample_command, tmp_path) -> Callable[..., Path]:
+    """Samples into tmp_path/out; returns the folder."""
+
+    def draw(*args: object, out: str = "out", model: Path | None = None) -> Path:
+        sample.sample(sample_command(*args, out=out, model=model))
+        return tmp_path / out
+
+    return draw
 
 
 @pytest.fixture

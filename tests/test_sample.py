@@ -13,6 +13,7 @@ from PIL import Image
 import cli
 import sample
 import sample_files
+from tests.samples import manifest, pictures
 from tests.test_sample_files import ODD
 from vqvae.model import DiscreteVAE
 
@@ -34,22 +35,11 @@ def terminal(monkeypatch):
 
 
 @pytest.fixture
-def draw(shared_bundle, tmp_path):
-    """Samples into tmp_path/out; returns the folder."""
-
-    def draw(*args: str, out: str = "out", model: Path = shared_bundle) -> Path:
-        sample.sample([*args, "--model", str(model), "--out", str(tmp_path / out)])
-        return tmp_path / out
-
-    return draw
-
-
-@pytest.fixture
-def fails(shared_bundle, tmp_path, capsys):
+def fails(sample_command, capsys):
     """Runs the script as `python sample.py` does, expects exit code 2, returns its one line on standard error."""
 
     def fails(*args: str, model: Path | str | None = None) -> str:
-        command = [*args, "--model", str(model or shared_bundle), "--out", str(tmp_path / "out")]
+        command = sample_command(*args, model=model)
         with pytest.raises(SystemExit) as stop:
             cli.run(lambda: sample.sample(command))
         assert stop.value.code == 2
@@ -60,15 +50,6 @@ def fails(shared_bundle, tmp_path, capsys):
         return line
 
     return fails
-
-
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*_seed*.png")}
-
-
-def manifest(folder: Path) -> dict:
-    (path,) = folder.glob("grid_*.json")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_pictures_a_grid_and_a_list(draw, pipeline, capsys):
@@ -189,7 +170,7 @@ def test_metadata_and_names_carry_caption_seed_settings_and_model(draw, pipeline
     with Image.open(path) as picture:
         text = picture.text
     assert json.loads(text.pop("settings")) == settings == manifest(out)["settings"]
-    assert text == {"caption": "ein größerer Kreis", "seed": "0", "model": pipeline.fingerprint}
+    assert text == {"caption": "ein größerer Kreis", "seed": "0", "model": pipeline.fingerprint, "weights": "float32"}
 
 
 def test_the_same_picture_alone_and_in_any_batch(draw):
@@ -310,6 +291,7 @@ def test_files_that_hold_no_captions(fails, tmp_path):
         (["--seed", str(2**63)], "does not fit 64 bits"),
         (["--device", "cuda:64"], "device cuda:64 was asked for"),
         (["--device", "toaster"], "device toaster was asked for"),
+        (["--weights", "int4"], "invalid choice: 'int4' (choose from"),
         (["--temprature", "1"], "unrecognized arguments: --temprature"),
     ],
 )

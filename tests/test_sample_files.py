@@ -26,6 +26,7 @@ CHANGES = [
     {"seed": 8},
     {"config": SamplingConfig(top_p=0.9, guidance_schedule="cosine")},
     {"model": "0123456789abcde0"},
+    {"weights": "int8"},
 ]
 
 

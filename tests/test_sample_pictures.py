@@ -10,6 +10,7 @@ from PIL import Image
 import cli
 import sample
 from completion import open_original
+from tests.samples import pictures
 from vqvae.model import DiscreteVAE
 
 
@@ -28,29 +29,6 @@ def mask(tmp_path) -> Path:
     image.paste(255, (4, 4, 12, 12))
     image.save(path)
     return path
-
-
-@pytest.fixture
-def command(shared_bundle, tmp_path):
-    def command(*args: object, out: str = "out") -> list[str]:
-        return [*map(str, args), "--model", str(shared_bundle), "--out", str(tmp_path / out)]
-
-    return command
-
-
-@pytest.fixture
-def draw(command, tmp_path):
-    """Samples into tmp_path/out; returns the folder."""
-
-    def draw(*args: object, out: str = "out") -> Path:
-        sample.sample(command(*args, out=out))
-        return tmp_path / out
-
-    return draw
-
-
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*_seed*.png")}
 
 
 def pixels(path: Path) -> list[list[list[int]]]:
@@ -173,11 +151,11 @@ def test_a_drawing_that_is_cut_short_leaves_what_was_seen_last(draw, monkeypatch
         (["--stream_rows", "2"], "stream_rows is 2, expected --stream too"),
     ],
 )
-def test_wrong_arguments(command, photo, mask, capsys, monkeypatch, args, said):
+def test_wrong_arguments(sample_command, photo, mask, capsys, monkeypatch, args, said):
     (photo.parent / "text.png").write_text("no picture")
     monkeypatch.chdir(photo.parent)
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: sample.sample(command("a red circle", *args)))
+        cli.run(lambda: sample.sample(sample_command("a red circle", *args)))
     captured = capsys.readouterr()
     assert (stop.value.code, captured.out) == (2, "")
     assert said in captured.err

@@ -15,6 +15,7 @@ from itertools import repeat
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from transformer.attention import attend_image, attend_text
 from transformer.cache import KVCache
@@ -108,7 +109,8 @@ def generate(
         int64 (B, h, w).
 
     Raises:
-        ValueError: shapes that do not fit each other or the prior, or ids outside the vocabularies.
+        ValueError: shapes that do not fit each other or the prior, ids outside the vocabularies, or a step that cannot
+            be compiled here.
     """
     grid_size, image_len = prior.config.grid_size, prior.config.image_len
     given = text_tokens.new_full((len(text_tokens), *grid_size), UNKNOWN) if given is None else given
@@ -172,10 +174,17 @@ def _steps(prior: Prior, decoding: Decoding, config: SamplingConfig, compile: bo
         yield from _captured(step)
     elif compile:
         with torch._dynamo.config.patch(recompile_limit=COMPILED_STEPS):
-            yield step
+            yield partial(_first_compiled, step)
         yield from repeat(partial(_unguarded, step))
     else:
         yield from repeat(step)
+
+
+def _first_compiled(step: Callable[[], None]) -> None:
+    try:
+        step()
+    except BackendCompilerFailed as error:
+        raise ValueError(f"decoding cannot be compiled here: {str(error).splitlines()[0]}") from error
 
 
 def _unguarded(step: Callable[[], None]) -> None:

@@ -306,6 +306,17 @@ def test_one_graph_draws_every_token(make_prior, make_batch, monkeypatch):
         assert counter.frame_count == count
 
 
+def test_what_cannot_be_compiled_is_said(make_prior, make_batch, monkeypatch):
+    def no_compiler(graph, inputs):
+        raise OSError("no C++ compiler\nhere")
+
+    compiled = torch.compile(decoding.decode_step, backend=no_compiler, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(decoding, "_compiled_step", compiled)
+    text_tokens, _ = make_batch(2)
+    with pytest.raises(ValueError, match="decoding cannot be compiled here: "):
+        generate(for_decoding(make_prior()), text_tokens, seeds=torch.arange(2), config=SamplingConfig(), compile=True)
+
+
 @pytest.mark.parametrize(("weights", "near"), [("float32", 1e-5), ("int8", 0.02)])
 @torch.no_grad()
 def test_inductors_logits_are_the_plain_ones(make_prior, make_batch, weights, near):
