@@ -10,6 +10,7 @@ from transformer import decoding
 from transformer.cache import KVCache
 from transformer.decoding import UNKNOWN, decode_tokens, generate, prefill_text
 from transformer.embeddings import null_captions
+from transformer.likelihood import image_log_likelihood, null_image_log_likelihood
 from transformer.sampling import SamplingConfig
 from transformer.serving import cache_dtype, for_decoding
 
@@ -304,6 +305,36 @@ def test_one_graph_draws_every_token(make_prior, make_batch, monkeypatch):
         assert torch.equal(generate(prior, text_tokens, compile=True, **options), plain)
         assert torch.equal(generate(prior, text_tokens, compile=True, given=first_given(plain, 5), **options), plain)
         assert counter.frame_count == count
+
+
+@pytest.mark.parametrize("attend_pads", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_is_drawn_is_weighed(make_prior, make_batch, monkeypatch, attend_pads, scale, compile):
+    """By the probabilities of whole passes over what was drawn, in batches with tokens given here and there."""
+    compiled = torch.compile(decoding.decode_step, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(decoding, "_compiled_step", compiled)
+    prior = for_decoding(make_prior(attend_pads=attend_pads))
+    text_tokens, image_tokens = make_batch(4)
+    for drawn in (torch.ones(4, 4, 3, dtype=torch.bool), torch.rand(4, 4, 3) < 0.6):
+        options = {
+            "seeds": torch.arange(4),
+            "config": SamplingConfig(guidance_scale=scale, temperature=0.8, top_k=12),
+            "given": image_tokens.where(~drawn, UNKNOWN),
+        }
+        log_p = torch.zeros(4, 2)
+        tokens = generate(prior, text_tokens, log_p=log_p, compile=compile, **options)
+        assert torch.equal(tokens, generate(prior, text_tokens, **options)), "weighing changes nothing"
+        of_all = image_log_likelihood(prior, text_tokens, tokens), null_image_log_likelihood(prior, tokens)
+        expected = torch.stack([(each * drawn.flatten(1)).sum(dim=1) for each in of_all], dim=1)
+        torch.testing.assert_close(log_p, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_wrong_places_for_weights(make_prior, make_batch):
+    text_tokens, _ = make_batch(3)
+    for log_p in (torch.zeros(3), torch.zeros(3, 2, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"log_p is .*, expected \(3, 2\) torch.float32"):
+            generate(make_prior(), text_tokens, seeds=torch.arange(3), config=SamplingConfig(), log_p=log_p)
 
 
 def test_what_cannot_be_compiled_is_said(make_prior, make_batch, monkeypatch):

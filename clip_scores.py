@@ -1,0 +1,81 @@
+"""How well pictures show a caption, by a CLIP-like model that open_clip reads from local files (the extra `clip`).
+
+The score is the cosine of the angle between the embeddings of the caption and of a picture
+(https://arxiv.org/abs/2103.00020), as DALL-E's paper ranks its candidates (https://arxiv.org/abs/2102.12092, section
+2.6). Nothing is downloaded.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import cli
+
+BATCH_SIZE = 64
+CONFIG = "open_clip_config.json"
+UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, TypeError, ImportError, pickle.UnpicklingError)
+
+
+class ClipScores:
+    """Scores of pictures for a caption, in [-1, 1].
+
+    Args:
+        path: a folder with open_clip_config.json and weights, as the hubs hold them; or a checkpoint of open_clip.
+        architecture: of a checkpoint, open_clip's name for it, such as ViT-B-32. None for a folder, which says it.
+        device: where the model is to be.
+
+    Raises ValueError where open_clip is not installed or what lies there is not a model of it.
+    """
+
+    def __init__(self, path: str | Path, architecture: str | None = None, device: str | torch.device = "cpu") -> None:
+        path = Path(path)
+        open_clip = _import_open_clip()
+        name, weights = _name_and_weights(path, architecture, open_clip.list_models())
+        try:
+            self.model, self._transform = open_clip.create_model_from_pretrained(name, weights, device=device)
+            self._tokenize = open_clip.get_tokenizer(name)
+        except UNREADABLE as error:
+            raise ValueError(f"{path} cannot be read as a model of open_clip: {cli.one_line(error)}") from error
+        self.model.eval()
+        self.device = torch.device(device)
+
+    @torch.inference_mode()
+    def __call__(self, caption: str, pictures: Sequence[Image.Image]) -> Tensor:
+        """Of pictures of any size, at least one: float32 (N,) on the CPU."""
+        text = self.model.encode_text(self._tokenize([caption]).to(self.device), normalize=True)  # (1, D)
+        scores = []
+        for start in range(0, len(pictures), BATCH_SIZE):
+            images = torch.stack([self._transform(picture) for picture in pictures[start : start + BATCH_SIZE]])
+            scores.append(self.model.encode_image(images.to(self.device), normalize=True) @ text[0])
+        return torch.cat(scores).float().cpu()
+
+
+def _import_open_clip() -> ModuleType:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError(
+            f"ranking by CLIP needs open_clip (pip install -e '.[clip]' -c constraints.txt): {error}"
+        ) from error
+    return open_clip
+
+
+def _name_and_weights(path: Path, architecture: str | None, known: Sequence[str]) -> tuple[str, str | None]:
+    """What open_clip calls them."""
+    if path.is_dir():
+        if architecture is not None:
+            raise ValueError(f"an architecture, {architecture}, is given for the folder {path}, whose {CONFIG} says it")
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"{path} is no folder of a CLIP model: {CONFIG} is missing")
+        return f"local-dir:{path}", None
+    if not path.is_file():
+        raise ValueError(f"no such file or folder: {path}")
+    if architecture not in known:  # another name might be looked for on the web
+        asked = "no architecture is given" if architecture is None else f"the architecture is {architecture}"
+        raise ValueError(f"{asked} for the checkpoint {path}, expected a name that open_clip knows, such as ViT-B-32")
+    return architecture, str(path)
