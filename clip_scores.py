@@ -14,8 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import cli
-
 BATCH_SIZE = 64
 CONFIG = "open_clip_config.json"
 UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, TypeError, ImportError, pickle.UnpicklingError)
@@ -40,7 +38,8 @@ class ClipScores:
             self.model, self._transform = open_clip.create_model_from_pretrained(name, weights, device=device)
             self._tokenize = open_clip.get_tokenizer(name)
         except UNREADABLE as error:
-            raise ValueError(f"{path} cannot be read as a model of open_clip: {cli.one_line(error)}") from error
+            why = " ".join(str(error).split())
+            raise ValueError(f"{path} cannot be read as a model of open_clip: {why}") from error
         self.model.eval()
         self.device = torch.device(device)
 

@@ -80,7 +80,11 @@ def _prior_parser() -> ArgumentParser:
     parser.add_argument("--codes", type=str | None, help="a folder of encode.py, in the place of --data")
     parser.add_argument("--weights", type=Weights, default="float32", help="of the prior: float32, bfloat16 or int8")
     parser.add_argument("--samples", type=int | None, help="captions of drawings to sample from and judge; 64, if any")
-    parser.add_argument("--n", type=int, default=1, help="pictures a caption; from 2 on, the best is judged too")
+    parser.add_argument("--n", type=int, default=1, help="pictures a caption; from 2 on, the best are judged too")
+    parser.add_argument("--clip", type=str | None, help="folder of an open_clip model, to choose by beside the prior")
+    parser.add_argument(
+        "--clip_architecture", type=str | None, help="where it is a checkpoint file: what open_clip calls its model"
+    )
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 3.0], help="one or more; 1 is none")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample; each has the next one")
     parser.add_argument("--temperature", type=float, default=usual.temperature)

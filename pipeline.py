@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -28,6 +28,7 @@ from data.text import TextTokenizer
 from data.transforms import evaluation_crop, to_pil_images
 from previews import Previews
 from transformer.decoding import generate
+from transformer.likelihood import prior_score
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
 from transformer.serving import Weights, for_decoding
@@ -62,6 +63,13 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+class Drawn(NamedTuple):
+    """Pictures drawn side by side."""
+
+    pictures: Tensor  # (B, 3, H, W) in [0, 1]
+    likelihoods: Tensor | None  # float32 (B, 3) on the CPU, see transformer.decoding.generate; None unless asked for
 
 
 class TextToImage:
@@ -169,16 +177,20 @@ class TextToImage:
         prompt: str | Sequence[str],
         n: int = 1,
         seed: int = 0,
+        keep: int | None = None,
         given: Given | None = None,
         previews: Previews | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
         """n pictures of each caption, caption by caption; the i-th of each is drawn with seed + i.
 
+        Or the best of them: so many as are to be kept, as the prior itself ranks them, best first.
+
         Args:
             prompt: a caption, or several.
             n: pictures a caption, at least 1.
             seed: a picture is a function of (weights, caption, seed, settings, given), however many are drawn with it.
+            keep: at most n.
             given: what is to be kept of another picture, see completion.py.
             previews: who sees pictures while they are drawn.
             settings: temperature, top_k, top_p, min_p, guidance_scale, guidance_schedule: the fields of
@@ -187,7 +199,15 @@ class TextToImage:
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
         repeated, seeds = repeat(captions, n, seed)
         config = SamplingConfig(**settings)
-        return to_pil_images(self.sample(repeated, seeds, config, given=given, previews=previews))
+        if keep is None:
+            return to_pil_images(self.sample(repeated, seeds, config, given=given, previews=previews))
+        if not 1 <= keep <= n:
+            raise ValueError(f"keep is {keep}, expected 1 to n, which is {n}")
+        batches = list(self.sample_batches(repeated, seeds, config, given=given, previews=previews, weigh=True))
+        scores = prior_score(torch.cat([batch.likelihoods for batch in batches])).view(-1, n)
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :keep]
+        pictures = to_pil_images(torch.cat([batch.pictures for batch in batches]))
+        return [pictures[i] for i in (best + n * torch.arange(len(best))[:, None]).flatten()]
 
     @torch.inference_mode()
     def sample(
@@ -204,7 +224,8 @@ class TextToImage:
 
         Raises ValueError where there are no captions, `batch_size` is below 1 or a seed has more than 64 bits.
         """
-        return torch.cat(list(self.sample_batches(captions, seeds, config, batch_size, progress, given, previews)))
+        batches = self.sample_batches(captions, seeds, config, batch_size, progress, given, previews)
+        return torch.cat([batch.pictures for batch in batches])
 
     @torch.inference_mode()
     def sample_batches(
@@ -216,9 +237,11 @@ class TextToImage:
         progress: Callable[[int, int], None] | None = None,
         given: Given | None = None,
         previews: Previews | None = None,
-    ) -> Iterator[Tensor]:
+        weigh: bool = False,
+    ) -> Iterator[Drawn]:
         """What `sample` gives, in pieces of at most `batch_size` pictures, each as soon as it is drawn.
 
+        With `weigh`, each comes with the likelihoods of its tokens, which are to be had at the price of guidance.
         Captions that follow one another and are equal come in one piece where they fit, see `batches_of`.
 
         Raises ValueError as `sample` does, when the first piece is asked for.
@@ -231,6 +254,7 @@ class TextToImage:
         total = len(captions) * self.prior.config.image_len
         grey = self.encode(Image.new("RGB", (1, 1), "grey")) if previews else None
         for chunk in batches_of(captions, batch_size):
+            likelihoods = torch.zeros(chunk.stop - chunk.start, 3, device=text_tokens.device) if weigh else None
             kept = given(all_seeds[chunk]).to(text_tokens.device) if given else None
             indices = generate(
                 self.prior,
@@ -238,6 +262,7 @@ class TextToImage:
                 seeds=all_seeds[chunk],
                 config=config,
                 given=kept,
+                likelihoods=likelihoods,
                 compile=self.compile,
                 progress=_scaled(progress, chunk, total) if progress else None,
                 after_row=previews.after_row(chunk, self.image_tokenizer.decode, kept, grey) if previews else None,
@@ -246,7 +271,7 @@ class TextToImage:
             pictures = torch.cat([self.image_tokenizer.decode(picture[None]) for picture in indices])
             if previews:
                 previews.show(chunk, to_pil_images(pictures))
-            yield pictures
+            yield Drawn(pictures, None if likelihoods is None else likelihoods.cpu())
 
     def encode(self, picture: Image.Image) -> Tensor:
         """The tokens, int64 (h, w), of the middle square of a picture of any size; ValueError where it is not RGB."""

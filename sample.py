@@ -4,6 +4,7 @@
     python sample.py --captions captions.txt --model runs/my-prior --guidance_scale 3 --out runs/my-samples
     python sample.py --captions captions.txt --model runs/my-prior --devices 2 --out runs/my-samples
     cat captions.txt | python sample.py --model runs/my-prior
+    python sample.py "a tabby cat" --model runs/my-prior --n 64 --keep 8
     python sample.py "a tabby cat" --model runs/my-prior --picture cat.jpg --keep_rows 128 --stream
 
 Captions are arguments, or lines of a file or of standard input (-); blank ones are passed over. Picture i of a caption
@@ -23,25 +24,31 @@ the picture's own pixels.
 Narrower weights (--weights bfloat16, int8) are read quicker, and draw slightly other pictures. With --compile a step of
 drawing is compiled at the start, by a C++ compiler on a CPU.
 
+Of many pictures the best can be kept (--n 64 --keep 8), as the prior itself ranks them or as a CLIP-like model does
+(--clip FOLDER, which holds its open_clip_config.json and weights). All that were drawn then lie in OUT/candidates.
+
 With --stream each picture is shown while it is drawn, as NAME-progress.png, and then NAME.gif lies beside it.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import cli
+from clip_scores import ClipScores
 from completion import Original, open_original
-from pipeline import BATCH_SIZE, TextToImage, repeat, to_pil_images, usable_device
+from pipeline import BATCH_SIZE, Drawn, TextToImage, repeat, to_pil_images, usable_device
 from previews import Previews
-from sample_files import GRID_PICTURES, USUAL_WEIGHTS, Sample, write_grid
+from ranking import CANDIDATES, keep_best, score_by_clip, score_by_prior
+from sample_files import GRID_PICTURES, USUAL_WEIGHTS, Ranking, Sample, write_grid
 from streaming import ProgressFiles
 from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
 from transformer.serving import WEIGHTS
@@ -65,16 +72,24 @@ def sample(args: Sequence[str]) -> None:
     repeated, seeds = repeat(captions, options.n, options.seed)
     pipeline = _load(options)
     _report_cut(pipeline, captions)
+    clip = ClipScores(options.clip, options.clip_architecture, options.device) if options.clip else None
     original = _original(pipeline, options)
     for note in original.notes if original else []:
         print(note)
-    options.out.mkdir(parents=True, exist_ok=True)
+    _folder(options).mkdir(parents=True, exist_ok=True)
     shared = config, pipeline.fingerprint, original.settings if original else None, options.weights
     samples = [Sample(*row, *shared) for row in zip(repeated, seeds, strict=True)]
     _draw_missing(samples, pipeline, options)
-    grid = write_grid(samples, options.out)
+    ranking = None
+    if options.keep is not None:
+        score = score_by_prior if clip is None else score_by_clip(clip)
+        kept = keep_best(samples, score, options.keep, _folder(options), options.out)
+        samples, scores = [each.sample for each in kept], [each.score for each in kept]
+        ranking = Ranking({"by": options.clip or "prior", "keep": options.keep, "of": options.n}, scores)
+    grid = write_grid(samples, options.out, ranking)
     shown = "all" if len(samples) <= GRID_PICTURES else f"the first {GRID_PICTURES}"
-    print(f"{len(samples)} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
+    best = "" if ranking is None else f"the best {options.keep} of {options.n} each: "
+    print(f"{best}{len(samples)} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
 
 
 def main() -> None:
@@ -100,12 +115,32 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"stream_rows is {options.stream_rows}, expected --stream too")
     if options.stream_rows is not None and options.stream_rows < 1:
         raise ValueError(f"stream_rows is {options.stream_rows}, expected at least 1")
+    _check_ranking(options)
     if count < 1:
         raise ValueError(f"devices is {count}, expected at least 1")
     if count > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
         raise ValueError(f"device is {device}, expected cpu or cuda where {count} devices are asked for")
     if count > 1 and device.type == "cuda" and count > torch.cuda.device_count():
         raise ValueError(f"devices is {count}, expected at most {torch.cuda.device_count()}: so many GPUs are here")
+
+
+def _check_ranking(options: argparse.Namespace) -> None:
+    if options.keep is not None and not 1 <= options.keep <= options.n:
+        raise ValueError(f"keep is {options.keep}, expected 1 to the number of pictures a caption, --n {options.n}")
+    if options.clip is not None and options.keep is None:
+        raise ValueError(f"--clip {options.clip} is to choose among pictures: expected --keep K too")
+    if options.clip_architecture is not None and options.clip is None:
+        raise ValueError(f"--clip_architecture is {options.clip_architecture}, expected --clip FILE too")
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """Where pictures are drawn to."""
+    return options.out if options.keep is None else options.out / CANDIDATES
+
+
+def _weigh(options: argparse.Namespace) -> bool:
+    """Whether pictures are drawn with their likelihoods."""
+    return options.keep is not None and options.clip is None
 
 
 def _load(options: argparse.Namespace) -> TextToImage:
@@ -116,7 +151,8 @@ def _load(options: argparse.Namespace) -> TextToImage:
 
 def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, options: argparse.Namespace) -> None:
     """Draws the samples that are not in the folder yet; None: its share of those that the first process says."""
-    missing = samples and [sample for sample in samples if not sample.is_in(options.out)]
+    folder, weigh = _folder(options), _weigh(options)
+    missing = samples and [sample for sample in samples if not sample.is_in(folder, weighed=weigh)]
     if samples and len(missing) < len(samples):
         print(f"{len(samples) - len(missing)} of {len(samples)} are there already", flush=True)
     if options.devices == 1:
@@ -148,13 +184,21 @@ def _draw(
     whose = f"device 1 of {options.devices}" if options.devices > 1 else None
     with tqdm(desc=whose, total=total, unit=" codes", disable=silent or None) as bar:
         captions, seeds = [sample.caption for sample in samples], [sample.seed for sample in samples]
-        files = ProgressFiles([options.out / sample.name for sample in samples])
+        folder, weigh = _folder(options), _weigh(options)
+        files = ProgressFiles([folder / sample.name for sample in samples])
         shown = _original(pipeline, options), _previews(pipeline, options, files)
-        batches = pipeline.sample_batches(captions, seeds, samples[0].config, options.batch_size, progress, *shown)
-        for sample, picture in zip(samples, chain.from_iterable(map(to_pil_images, batches)), strict=True):
+        settings = samples[0].config, options.batch_size, progress, *shown, weigh
+        drawn = chain.from_iterable(map(_one_by_one, pipeline.sample_batches(captions, seeds, *settings)))
+        for sample, (picture, likelihoods) in zip(samples, drawn, strict=True):
             if options.stream:  # before the picture, which then says that all is there
-                files.finish(options.out / sample.name, sample.metadata)
-            sample.save(picture, options.out)
+                files.finish(folder / sample.name, sample.metadata)
+            sample.save(picture, folder, likelihoods)
+
+
+def _one_by_one(drawn: Drawn) -> Iterator[tuple[Image.Image, list[float] | None]]:
+    pictures = to_pil_images(drawn.pictures)
+    likelihoods = [None] * len(pictures) if drawn.likelihoods is None else drawn.likelihoods.tolist()
+    return zip(pictures, likelihoods, strict=True)
 
 
 def _original(pipeline: TextToImage, options: argparse.Namespace) -> Original | None:
@@ -195,6 +239,13 @@ def _parser() -> cli.Parser:
         choices=GUIDANCE_SCHEDULES,
         default=usual.guidance_schedule,
         help="how guidance grows from a picture's first code, not guided, to its last (%(default)s)",
+    )
+    parser.add_argument("--keep", type=int, metavar="K", help="keep the K best of a caption's n pictures")
+    parser.add_argument(
+        "--clip", metavar="FOLDER", help="choose them by this model of open_clip instead of by the prior itself"
+    )
+    parser.add_argument(
+        "--clip_architecture", metavar="NAME", help="where --clip is a checkpoint file: what open_clip calls its model"
     )
     parser.add_argument("--picture", metavar="FILE", help="a picture of which a part is kept, by one of the next three")
     parser.add_argument(

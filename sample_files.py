@@ -27,6 +27,7 @@ SHORT = {  # settings in a file's name; a schedule's own name says what it is
     "guidance_schedule": "",
 }
 USUAL_WEIGHTS = "float32"
+LIKELIHOODS = "likelihoods"  # in a picture's metadata
 FILES = ("picture", "mask")  # in an original's settings, names of files: their hashes count
 
 
@@ -67,18 +68,35 @@ class Sample:
     def metadata(self) -> dict[str, str]:
         return {"caption": self.caption, "seed": str(self.seed)} | _as_text(self.shared)
 
-    def is_in(self, folder: Path) -> bool:
-        """Whether its file is there, whole, and says that it is of this caption, seed, settings and model."""
+    def is_in(self, folder: Path, *, weighed: bool = False) -> bool:
+        """Whether its file is there, whole, and says that it is of this caption, seed, settings and model; and, where
+        it is to be weighed, its likelihoods."""
         try:
             with Image.open(folder / self.name) as picture:
                 picture.verify()  # the checksums up to the file's end; pixels are not decoded
-                return self.metadata.items() <= picture.info.items()
+                return self.metadata.items() <= picture.info.items() and (not weighed or LIKELIHOODS in picture.info)
         except (OSError, SyntaxError):  # the latter is Pillow's for damaged files
             return False
 
-    def save(self, picture: Image.Image, folder: Path) -> None:
+    def save(self, picture: Image.Image, folder: Path, likelihoods: Sequence[float] | None = None) -> None:
         """Writes its picture; a file is there whole or not at all."""
-        save_png(picture, folder / self.name, self.metadata)
+        weighed = {} if likelihoods is None else {LIKELIHOODS: json.dumps([round(nats, 4) for nats in likelihoods])}
+        save_png(picture, folder / self.name, self.metadata | weighed)
+
+    def likelihoods(self, folder: Path) -> list[float]:
+        """Those that it was saved with."""
+        with Image.open(folder / self.name) as picture:
+            return json.loads(picture.info[LIKELIHOODS])
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How pictures were chosen."""
+
+    about: Mapping[str, Any]
+    """By what, and how many of how many."""
+    scores: Sequence[float]
+    """Of those that were."""
 
 
 def slug(caption: str) -> str:
@@ -97,20 +115,23 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def write_grid(samples: Sequence[Sample], folder: Path) -> Path:
+def write_grid(samples: Sequence[Sample], folder: Path, ranking: Ranking | None = None) -> Path:
     """Writes a grid of the first GRID_PICTURES of samples whose pictures lie in the folder, at least one, and then the
     JSON file that lists them all; returns the grid's path."""
     shared = samples[0].shared  # by all
     listed = [{"file": sample.name, "caption": sample.caption, "seed": sample.seed} for sample in samples]
-    content = shared | {"pictures": listed}
-    grid = folder / f"grid_{_digest(json.dumps(content))}.png"  # the same for the same call, another for another
+    chosen = {} if ranking is None else {"chosen": ranking.about}
+    call = {**shared, **chosen, "pictures": listed}
+    grid = folder / f"grid_{_digest(json.dumps(call))}.png"  # the same for the same call, another for another
     groups: dict[str, list[Image.Image]] = {}
     for sample in samples[:GRID_PICTURES]:
         with Image.open(folder / sample.name) as picture:
             groups.setdefault(sample.caption, []).append(picture.copy())
     about = {"captions": json.dumps(list(groups), ensure_ascii=False)} | _as_text(shared)
     save_png(captioned_grid(list(groups.items())), grid, about)
-    _write_json(content | {"grid": grid.name}, grid.with_suffix(".json"))
+    if ranking is not None:
+        listed = [each | {"score": score} for each, score in zip(listed, ranking.scores, strict=True)]
+    _write_json(call | {"pictures": listed, "grid": grid.name}, grid.with_suffix(".json"))
     return grid
 
 

@@ -1,8 +1,9 @@
 """Whether pictures sampled from drawings' captions show what these say, without and with guidance and reranking.
 
-Every caption gets n pictures at each guidance scale, from the same seeds at all of them. All are judged; the best of n
-is the one of which the caption tells most by the prior itself (transformer/likelihood.py). The drawings themselves,
-through the image tokenizer and back, are judged alike: what the tokenizer loses, no prior can draw.
+Every caption gets n pictures at each guidance scale, from the same seeds at all of them. All are judged, and the best
+of 2, of 4 and so on up to n, as the prior itself ranks them (transformer/likelihood.py) and as a CLIP-like model does,
+where there is one. The drawings themselves, through the image tokenizer and back, are judged alike: what the tokenizer
+loses, no prior can draw.
 
 Legend: S captions, n pictures of each, h w token grid.
 """
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_scores import ClipScores
 from data.checker import Verdict, check, score
 from data.scene import parse_caption
+from data.transforms import to_pil_images
 from metrics import Interval, ratio_interval
 from pipeline import TextToImage
 from transformer.decoding import generate
-from transformer.likelihood import caption_gain
+from transformer.likelihood import prior_score
 from transformer.sampling import SamplingConfig
 
 OF_ITEMS = ("colour", "shape", "size", "colour_and_shape")  # fractions of objects, not of pictures
@@ -70,6 +73,7 @@ def judge_samples(
     image_tokens: Tensor,
     plan: SamplePlan,
     progress: Callable[[int], None] = lambda pictures: None,
+    clip: ClipScores | None = None,
 ) -> dict[str, Any]:
     """Fractions that are right, with intervals over the captions.
 
@@ -77,15 +81,17 @@ def judge_samples(
         captions: S at least 2, all readable.
         image_tokens: (S, h, w), of the true pictures, on the pipeline's device.
         progress: called with a number of pictures that are done.
+        clip: what ranks them besides the prior.
     """
     rows = []
     for scale in plan.guidance_scales:
         config = replace(plan.config, guidance_scale=scale)
-        verdicts, gains = _drawn(pipeline, captions, plan, config, progress)
+        verdicts, scores = _drawn(pipeline, captions, plan, config, progress, clip)
         rows.append({"guidance_scale": scale, "all": right(verdicts)})
         if plan.n > 1:
-            best = gains.argmax(dim=1).tolist()
-            rows[-1]["reranked"] = right([[of[i]] for of, i in zip(verdicts, best, strict=True)])
+            rows[-1]["best"] = {by: _of_the_best(verdicts, of_pictures) for by, of_pictures in scores.items()}
+    with torch.inference_mode():
+        reconstructions = _pictures(pipeline, image_tokens)
     settings = asdict(plan.config)
     del settings["guidance_scale"]
     return {
@@ -93,9 +99,21 @@ def judge_samples(
         "n": plan.n,
         "seed": plan.seed,
         "settings": settings,
-        "reconstructions": right([[verdict] for verdict in _check(pipeline, image_tokens, captions)]),
+        "reconstructions": right([[verdict] for verdict in _check(reconstructions, captions)]),
         "sampled": rows,
     }
+
+
+def _of_the_best(verdicts: Sequence[Sequence[Verdict]], scores: Tensor) -> dict[str, dict[str, dict[str, float]]]:
+    """By the number of pictures among which the best by scores (S, n) is taken, from all groups of so many."""
+    n = scores.shape[1]
+    found = {}
+    for among in sorted({2**power for power in range(1, n.bit_length())} | {n}):
+        groups = scores[:, : n - n % among].unflatten(1, (-1, among))  # (S, n // among, among)
+        best = groups.argmax(dim=2) + among * torch.arange(groups.shape[1])
+        chosen = [[of_caption[i] for i in row] for of_caption, row in zip(verdicts, best.tolist(), strict=True)]
+        found[str(among)] = right(chosen)
+    return found
 
 
 @torch.inference_mode()
@@ -105,30 +123,39 @@ def _drawn(
     plan: SamplePlan,
     config: SamplingConfig,
     progress: Callable[[int], None],
-) -> tuple[list[list[Verdict]], Tensor]:
-    """n verdicts a caption, and what each caption tells about each of its pictures (S, n), nats."""
+    clip: ClipScores | None,
+) -> tuple[list[list[Verdict]], dict[str, Tensor]]:
+    """n verdicts a caption, and by who ranks them, scores (S, n)."""
     n = plan.n
     repeated = [caption for caption in captions for _ in range(n)]
     text_tokens = pipeline.text_tokens(repeated)
     seeds = torch.arange(plan.seed, plan.seed + len(repeated))
     verdicts: list[Verdict] = []
-    gains: list[Tensor] = []
+    likelihoods = torch.zeros(len(repeated), 3, device=text_tokens.device)
+    by_clip: list[Tensor] = []
     for start in range(0, len(repeated), plan.batch_size):
         chunk = slice(start, start + plan.batch_size)
-        indices = generate(pipeline.prior, text_tokens[chunk], seeds=seeds[chunk], config=config)
-        if n > 1:
-            gains.append(caption_gain(pipeline.prior, text_tokens[chunk], indices).cpu())
-        verdicts += _check(pipeline, indices, repeated[chunk])
+        sums = likelihoods[chunk] if n > 1 else None
+        indices = generate(pipeline.prior, text_tokens[chunk], seeds=seeds[chunk], config=config, likelihoods=sums)
+        pictures = _pictures(pipeline, indices)
+        if n > 1 and clip is not None:
+            pairs = zip(repeated[chunk], to_pil_images(pictures), strict=True)
+            by_clip += [clip(caption, [picture]) for caption, picture in pairs]
+        verdicts += _check(pictures, repeated[chunk])
         progress(len(indices))
-    by_caption = [verdicts[i : i + n] for i in range(0, len(verdicts), n)]
-    return by_caption, torch.cat(gains).view(-1, n) if gains else torch.zeros(len(captions), 1)
+    scores = {"prior": prior_score(likelihoods.cpu()).view(-1, n)}
+    if by_clip:
+        scores["clip"] = torch.cat(by_clip).view(-1, n)
+    return [verdicts[i : i + n] for i in range(0, len(verdicts), n)], scores
 
 
-@torch.inference_mode()
-def _check(pipeline: TextToImage, indices: Tensor, captions: Sequence[str]) -> list[Verdict]:
-    # One at a time, as the pipeline decodes them.
-    pictures = (pipeline.image_tokenizer.decode(picture[None])[0] for picture in indices)
-    return [check(picture.float().cpu(), caption) for picture, caption in zip(pictures, captions, strict=True)]
+def _pictures(pipeline: TextToImage, indices: Tensor) -> Tensor:
+    """(N, 3, H, W) float32 on the CPU; one at a time, as the pipeline decodes them."""
+    return torch.cat([pipeline.image_tokenizer.decode(picture[None]).float().cpu() for picture in indices])
+
+
+def _check(pictures: Tensor, captions: Sequence[str]) -> list[Verdict]:
+    return [check(picture, caption) for picture, caption in zip(pictures, captions, strict=True)]
 
 
 def right(verdicts: Sequence[Sequence[Verdict]]) -> dict[str, dict[str, float]]:

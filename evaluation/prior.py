@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import cli
+from clip_scores import ClipScores
 from data.codes import CodesSource
 from data.opening import check_drawn_large_enough, check_one_given, open_captioned
 from data.samples import CaptionReader, CodesReader, PictureReader, Reader
@@ -83,6 +84,7 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
     check_one_given(data=options.data, drawings=options.drawings, codes=options.codes)
     plan = _sample_plan(options)
     out, device = report_folder(options.out), usable_device(options.device)
+    clip = ClipScores(options.clip, options.clip_architecture, device) if options.clip else None
     pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights)
     check_drawn_large_enough(options.drawings, pipeline.image_tokenizer.config.image_size)
     source = open_captioned(options.data, options.drawings, options.codes, loading(options, out))
@@ -97,7 +99,7 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
         captions = [source.captions(row)[0] for row in asked]
         image_tokens = torch.cat([of_batch for _, of_batch in batches(asked, "drawings")])
         with tqdm(total=len(asked) * plan.n * len(plan.guidance_scales), desc="sampled", disable=None) as bar:
-            report["samples"] = judge_samples(pipeline, captions, image_tokens, plan, bar.update)
+            report["samples"] = judge_samples(pipeline, captions, image_tokens, plan, bar.update, clip)
     title = f"nats a token at each place, mean {report['image']['nats_per_token']['value']:.3f}"
     save_png(heat_map(np.array(report["positions"]), title), out / MAP)
     write_report(report, out)
@@ -107,6 +109,8 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
 
 
 def _sample_plan(options: Namespace) -> SamplePlan:
+    if options.clip is not None and options.n < 2:
+        raise ValueError(f"clip is {options.clip}, to choose among pictures: n is {options.n}, expected at least 2")
     if options.samples is not None and (options.samples < 0 or options.samples == 1):
         raise ValueError(f"samples is {options.samples}, expected 0 or at least 2 captions")
     config = SamplingConfig(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)

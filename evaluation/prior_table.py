@@ -74,8 +74,8 @@ def _judged(samples: dict[str, Any]) -> list[str]:
     lines.append(_row("drawings after the tokenizer", samples["reconstructions"], names))
     for row in samples["sampled"]:
         lines.append(_row(f"guidance {row['guidance_scale']:g}", row["all"], names))
-        if "reranked" in row:
-            lines.append(_row(f"guidance {row['guidance_scale']:g}, best of {samples['n']}", row["reranked"], names))
+        for by, best in row.get("best", {}).items():
+            lines += [_row(f"    best of {among} by {by}", found, names) for among, found in best.items()]
     return lines
 
 

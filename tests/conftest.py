@@ -102,6 +102,14 @@ def draw(sample_command, tmp_path) -> Callable[..., Path]:
     return draw
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """To be read only."""
+    from tests.clip_models import write_clip_model  # imports open_clip, which most tests do without
+
+    return write_clip_model(tmp_path_factory.mktemp("clip") / "model")
+
+
 @pytest.fixture
 def image_tokenizer_of() -> Callable[..., DiscreteVAE]:
     return build_image_tokenizer

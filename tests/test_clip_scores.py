@@ -9,30 +9,7 @@ import torch
 from PIL import Image
 
 from clip_scores import CONFIG, ClipScores
-
-SIZES = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-PREPROCESS = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-WEIGHTS = "open_clip_pytorch_model.bin"
-
-
-@pytest.fixture(scope="module")
-def clip_model() -> open_clip.CLIP:
-    """With random weights, small."""
-    torch.manual_seed(0)
-    return open_clip.CLIP(**SIZES).eval()
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory, clip_model) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / CONFIG).write_text(json.dumps({"model_cfg": SIZES, "preprocess_cfg": PREPROCESS}))
-    torch.save(clip_model.state_dict(), folder / WEIGHTS)
-    return folder
+from tests.clip_models import MEAN, SIZES, STD, WEIGHTS
 
 
 @pytest.fixture
@@ -40,7 +17,9 @@ def pictures() -> list[Image.Image]:
     return [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue", "black")]
 
 
-def test_scores_are_cosines_of_the_models_embeddings(clip_folder, clip_model, pictures):
+def test_scores_are_cosines_of_the_models_embeddings(clip_folder, pictures):
+    clip_model = open_clip.CLIP(**SIZES).eval()
+    clip_model.load_state_dict(torch.load(clip_folder / WEIGHTS, weights_only=True))
     scores = ClipScores(clip_folder)("a red circle", pictures)
     tokens = open_clip.SimpleTokenizer(context_length=16)(["a red circle"])
     images = torch.stack([torch.tensor(picture.getpixel((0, 0))) / 255 for picture in pictures])
@@ -68,16 +47,16 @@ def test_a_checkpoint_by_the_name_of_its_architecture(tmp_path, clip_folder, pic
     torch.save({"epoch": 1, "state_dict": weights}, tmp_path / "epoch_1.pt")
     found = ClipScores(tmp_path / "epoch_1.pt", "tiny-test")("a star", pictures)
     assert found.shape == (4,)
-    with pytest.raises(ValueError, match="architecture is tiny-tset for the checkpoint .*epoch_1.pt, expected a name"):
+    with pytest.raises(ValueError, match=r"architecture is tiny-tset for the checkpoint .*epoch_1.pt, expected a name"):
         ClipScores(tmp_path / "epoch_1.pt", "tiny-tset")
-    with pytest.raises(ValueError, match="no architecture is given for the checkpoint .*epoch_1.pt"):
+    with pytest.raises(ValueError, match=r"no architecture is given for the checkpoint .*epoch_1.pt"):
         ClipScores(tmp_path / "epoch_1.pt")
 
 
 def test_nothing_there(tmp_path, clip_folder):
-    with pytest.raises(ValueError, match="no such file or folder: .*nowhere"):
+    with pytest.raises(ValueError, match=r"no such file or folder: .*nowhere"):
         ClipScores(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="open_clip_config.json is missing"):
+    with pytest.raises(ValueError, match=r"open_clip_config.json is missing"):
         ClipScores(tmp_path)
     with pytest.raises(ValueError, match="ViT-B-32, is given for the folder"):
         ClipScores(clip_folder, "ViT-B-32")

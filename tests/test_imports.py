@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = ("kernels", "data", "vqvae", "transformer")
-LIBRARY = (*ROOMS, "model_files", "muon", "previews", "batching", "pipeline", "encoding", "completion")
+LIBRARY = (*ROOMS, "model_files", "muon", "previews", "batching", "pipeline", "encoding", "completion", "clip_scores")
 HELPERS = (
     "grids",
     "sample_files",
     "sample_devices",
+    "ranking",
     "streaming",
     "cli",
     "callbacks",
@@ -44,7 +45,9 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "grids": (),
     "streaming": ("grids",),
     "metrics": (),
-    "sample_files": ("grids", "transformer.sampling"),
+    "clip_scores": (),
+    "sample_files": ("grids", "transformer.sampling", "transformer.serving"),
+    "ranking": ("clip_scores", "sample_files", "transformer.likelihood"),
     "sample_devices": ("sample_files",),
     "cli": (),
     "config_files": ("vqvae",),
@@ -167,7 +170,7 @@ def test_what_is_installed_imports_only_what_is_installed():
 def test_what_is_imported_is_declared_and_the_other_way_round():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["prepare"], *extras["plots"]]
+    lines = [*project["dependencies"], *extras["prepare"], *extras["clip"], *extras["plots"]]
     declared = {distribution(re.split(r"[^\w-]", line)[0]) for line in lines}
     imported = {room(each.name) for each in imports_of(ROOT)} - OURS - sys.stdlib_module_names
     of = packages_distributions()

@@ -93,9 +93,9 @@ def test_batches_come_as_they_are_drawn(pipeline):
     )
     first = next(batches)
     assert done[-1] == (2 * 16, 8 * 16)
-    rest = list(batches)
-    assert [len(batch) for batch in (first, *rest)] == [2, 2, 2, 2]
-    assert torch.equal(torch.cat([first, *rest]), pipeline.sample(captions, seeds, SamplingConfig()))
+    drawn = [batch.pictures for batch in (first, *batches)]
+    assert [len(pictures) for pictures in drawn] == [2, 2, 2, 2]
+    assert torch.equal(torch.cat(drawn), pipeline.sample(captions, seeds, SamplingConfig()))
 
 
 def test_a_captions_pictures_are_drawn_together(pipeline, monkeypatch):

@@ -46,8 +46,8 @@ class Decoding:
     cache: KVCache
     prefix_lengths: Tensor | None
     """int32, one a row: see `Prior.prefix_lengths`."""
-    log_p: Tensor | None
-    """float32 (B, 2), see `generate`."""
+    likelihoods: Tensor | None
+    """float32 (B, 3), see `generate`."""
 
 
 def prefill_text(prior: Prior, texts: Tensor, cache: KVCache) -> Tensor:
@@ -75,17 +75,23 @@ def put_token(decoding: Decoding, logits: Tensor, config: SamplingConfig) -> Non
     choices = logits if config.guided else logits[: len(given)]
     drawn = choose_token(choices, decoding.seeds, decoding.index, decoding.tokens.shape[1], config)[:, None]
     decoding.tokens.index_copy_(1, index, torch.where(given == UNKNOWN, drawn, given))
-    if decoding.log_p is not None:
-        log_p = logits.float().log_softmax(dim=-1).gather(1, torch.cat([drawn, drawn])).view(2, -1).T
-        decoding.log_p.add_(log_p.where(given == UNKNOWN, 0.0))
+    if decoding.likelihoods is not None:
+        decoding.likelihoods.add_(_likelihoods(logits, drawn).where(given == UNKNOWN, 0.0))
     decoding.index.add_(1)
+
+
+def _likelihoods(logits: Tensor, drawn: Tensor) -> Tensor:
+    """Of one token, drawn (B, 1) from paired rows of logits (2B, K): (B, 3) as `generate` adds them up."""
+    cond, null = logits.float().log_softmax(dim=-1).chunk(2)
+    expected = (cond.exp() * cond).sum(dim=-1, keepdim=True)
+    return torch.cat([cond.gather(1, drawn), null.gather(1, drawn), expected], dim=1)
 
 
 def decode_step(prior: Prior, decoding: Decoding, config: SamplingConfig) -> None:
     """Takes in the token before `decoding.index` and draws the one there."""
     last = decoding.index - 1
     tokens = decoding.tokens.index_select(1, last.view(1))
-    tokens = tokens.repeat(1 + _paired(config, decoding.log_p), 1)
+    tokens = tokens.repeat(1 + _paired(config, decoding.likelihoods), 1)
     put_token(decoding, decode_tokens(prior, tokens, last, decoding.cache, decoding.prefix_lengths), config)
 
 
@@ -97,7 +103,7 @@ def generate(
     seeds: Tensor,
     config: SamplingConfig,
     given: Tensor | None = None,
-    log_p: Tensor | None = None,
+    likelihoods: Tensor | None = None,
     progress: Callable[[int, int], None] | None = None,
     after_row: Callable[[Tensor], None] | None = None,
     compile: bool = False,
@@ -110,9 +116,10 @@ def generate(
         seeds: int64 (B,), one a sample, any values.
         given: int64 (B, h, w), tokens to keep, and UNKNOWN (-1) where they are to be drawn. A token is drawn knowing
             those before it in raster order, given or not, and none behind it. None: all are drawn.
-        log_p: float32 (B, 2) on the prior's device, to which is added, in nats, the logarithm of the probability that
-            the prior gives the tokens it draws, each knowing those before it: given the caption, and given none.
-            Temperature, cuts and guidance do not count. It costs what guidance costs, and nothing beside it.
+        likelihoods: float32 (B, 3) on the prior's device, to which is added, in nats, over the tokens that are drawn,
+            each after those before it: log p given the caption, log p given none, and what the first was to be
+            expected to be (minus the entropy). p is the prior's own: temperature, cuts and guidance do not count. This
+            costs what guidance does, and beside it nothing. See `transformer.likelihood.prior_score`.
         progress: called with (tokens done, h * w) at the start and after each token.
         after_row: called after each row with all tokens, int64 (B, h, w), UNKNOWN where none has been drawn yet.
         compile: have the step compiled: by Inductor, which takes a minute once and some tokens to pay.
@@ -126,9 +133,9 @@ def generate(
     """
     grid_size, image_len = prior.config.grid_size, prior.config.image_len
     given = text_tokens.new_full((len(text_tokens), *grid_size), UNKNOWN) if given is None else given
-    _check_inputs(prior, text_tokens, seeds, given, log_p)
+    _check_inputs(prior, text_tokens, seeds, given, likelihoods)
     seeds = seeds.to(text_tokens.device)
-    decoding, logits = _begin(prior, text_tokens, seeds, given.flatten(1), log_p, config, compile)
+    decoding, logits = _begin(prior, text_tokens, seeds, given.flatten(1), likelihoods, config, compile)
     done = int(decoding.index)
     report = _Reports(decoding.tokens, grid_size, progress, after_row)
     report(done)
@@ -146,14 +153,14 @@ def _begin(
     text_tokens: Tensor,
     seeds: Tensor,
     given: Tensor,
-    log_p: Tensor | None,
+    likelihoods: Tensor | None,
     config: SamplingConfig,
     compiled: bool,
 ) -> tuple[Decoding, Tensor]:
     """With the text and the tokens that all samples begin with in the cache; and the logits (rows, K) after them."""
     texts, samples = _shared_texts(text_tokens)
     owners = torch.arange(len(texts), device=texts.device)
-    paired = _paired(config, log_p)
+    paired = _paired(config, likelihoods)
     if paired:  # the rows without a caption follow: both run in one batch, which reads the weights once
         null = null_captions(1, texts.shape[1] + 1, texts.device)
         texts, owners = torch.cat([texts, null]), torch.cat([owners, torch.full_like(owners, len(texts))])
@@ -168,7 +175,7 @@ def _begin(
         logits = decode_tokens(prior, beginning, 0, cache, prefix_lengths)
     tokens = torch.where(torch.arange(given.shape[1], device=given.device) < count, given, UNKNOWN)
     index = torch.tensor(count, device=given.device)
-    return Decoding(tokens, given, index, seeds, cache, prefix_lengths, log_p), logits
+    return Decoding(tokens, given, index, seeds, cache, prefix_lengths, likelihoods), logits
 
 
 def _shared_texts(text_tokens: Tensor) -> tuple[Tensor, int]:
@@ -183,8 +190,8 @@ def _known_beginning(given: Tensor) -> int:
     return int((given != UNKNOWN).all(dim=0).long().cumprod(dim=0).sum())
 
 
-def _paired(config: SamplingConfig, log_p: Tensor | None) -> bool:
-    return config.guided or log_p is not None
+def _paired(config: SamplingConfig, likelihoods: Tensor | None) -> bool:
+    return config.guided or likelihoods is not None
 
 
 def _steps(prior: Prior, decoding: Decoding, config: SamplingConfig, compile: bool) -> Iterator[Callable[[], None]]:
@@ -253,7 +260,7 @@ class _Reports:
             self.after_row(self.tokens.unflatten(1, self.grid_size))
 
 
-def _check_inputs(prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor, log_p: Tensor | None) -> None:
+def _check_inputs(prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor, likelihoods: Tensor | None) -> None:
     prior.check_text(text_tokens)
     batch, sizes = len(text_tokens), prior.config
     if seeds.shape != (batch,) or seeds.dtype != torch.long:
@@ -263,8 +270,9 @@ def _check_inputs(prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tenso
     if given.shape != (batch, *sizes.grid_size):
         height, width = sizes.grid_size
         raise ValueError(f"given tokens are {tuple(given.shape)}, expected ({batch}, {height}, {width})")
-    if log_p is not None and (log_p.shape != (batch, 2) or log_p.dtype != torch.float32):
-        raise ValueError(f"log_p is {tuple(log_p.shape)} {log_p.dtype}, expected ({batch}, 2) torch.float32")
+    if likelihoods is not None and (likelihoods.shape != (batch, 3) or likelihoods.dtype != torch.float32):
+        found = f"{tuple(likelihoods.shape)} {likelihoods.dtype}"
+        raise ValueError(f"likelihoods are {found}, expected ({batch}, 3) torch.float32")
     _check_ids("text_tokens", text_tokens, PAD, sizes.text_vocab_size)
     _check_ids("given tokens", given, UNKNOWN, sizes.codebook_size)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformer.embeddings import PAD, null_captions
 from transformer.model import Prior
 
+EXPECTED_WEIGHT = 4.0  # of the second term of prior_score: docs/sampling.md
 TOKENS_AT_A_TIME = 2048  # through a head: the logits of 16,384 entries are then 128 MB in float32
 
 
@@ -53,10 +54,19 @@ def null_image_log_likelihood(prior: Prior, image_tokens: Tensor) -> Tensor:
     return image_log_likelihood(prior, null, image_tokens)
 
 
-def caption_gain(prior: Prior, text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
-    """log p(image | text) - log p(image) of each picture and its caption, (B,), nats; two passes."""
-    gain = image_log_likelihood(prior, text_tokens, image_tokens) - null_image_log_likelihood(prior, image_tokens)
-    return gain.sum(dim=1)
+def prior_score(likelihoods: Tensor) -> Tensor:
+    """Ranks pictures of one caption by the prior's own judgement: (B,) nats, the higher the better.
+
+    Two terms. What the caption tells about the picture: log p(image | caption) - log p(image). And by how much the
+    picture is likelier than was to be expected of each token in turn, log p(image | caption) plus the entropies, which
+    is 0 on average of what the prior draws, and below that of what it has gone astray with. The first alone would
+    choose, among guided pictures, those that guidance has driven too far; log p(image | caption) alone empty ones.
+
+    Args:
+        likelihoods: (B, 3), sums over a picture's tokens as `transformer.decoding.generate` adds them up.
+    """
+    cond, null, expected = likelihoods.unbind(dim=1)
+    return (cond - null) + EXPECTED_WEIGHT * (cond - expected)
 
 
 def _of_targets(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:

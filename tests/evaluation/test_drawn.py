@@ -5,9 +5,9 @@ import torch
 
 from data.checker import check
 from data.shapes import ShapesConfig, draw
-from data.transforms import evaluation_crop
+from data.transforms import evaluation_crop, to_pil_images
 from evaluation import drawn
-from evaluation.drawn import SamplePlan, judge_samples, readable, right
+from evaluation.drawn import SamplePlan, _of_the_best, judge_samples, readable, right
 from transformer.sampling import SamplingConfig
 
 CONFIG = ShapesConfig(size=64, count=8, seed=3)
@@ -19,49 +19,68 @@ ASKED = [0, 1, 2]
 
 class Oracle:
     """A pipeline whose one token is the number of a drawing: it draws that of the caption for even seeds under
-    guidance, the next caption's for all others; of the former the caption tells 1 nat, of the latter none."""
+    guidance, the next caption's for all others; of the former the caption tells 1 nat, of the latter none. It is a
+    CLIP-like model as well, which likes the wrong pictures better."""
 
     def __init__(self, monkeypatch) -> None:
         self.prior, self.seeds = self, []
         self.image_tokenizer = SimpleNamespace(decode=lambda indices: PICTURES[indices.flatten()])
         monkeypatch.setattr(drawn, "generate", self.generate)
-        monkeypatch.setattr(drawn, "caption_gain", self.caption_gain)
 
     def text_tokens(self, captions):
         return torch.tensor([[CAPTIONS.index(caption)] for caption in captions])
 
-    def generate(self, prior, text_tokens, *, seeds, config):
+    def generate(self, prior, text_tokens, *, seeds, config, likelihoods):
         self.seeds += [(config.guidance_scale, config.top_p, seed) for seed in seeds.tolist()]
         good = (seeds % 2 == 0) & (config.guidance_scale > 1)
+        if likelihoods is not None:
+            likelihoods += torch.where(good[:, None], torch.tensor([-3.0, -4.0, -3.0]), -3.0)
         return torch.where(good, text_tokens[:, 0], (text_tokens[:, 0] + 1) % len(ASKED))[:, None, None]
 
-    def caption_gain(self, prior, text_tokens, image_tokens):
-        return (text_tokens[:, 0] == image_tokens[:, 0, 0]).float()
+    def __call__(self, caption, pictures):
+        own = to_pil_images(PICTURES)[CAPTIONS.index(caption)]
+        return torch.tensor([-float(picture.tobytes() == own.tobytes()) for picture in pictures])
 
 
 def test_all_and_the_best_of_four_at_each_guidance_scale(monkeypatch):
     oracle, done = Oracle(monkeypatch), []
     plan = SamplePlan(guidance_scales=(1.0, 3.0), n=4, seed=10, config=SamplingConfig(top_p=0.9), batch_size=5)
-    report = judge_samples(oracle, [CAPTIONS[i] for i in ASKED], torch.tensor(ASKED).view(3, 1, 1), plan, done.append)
+    report = judge_samples(
+        oracle, [CAPTIONS[i] for i in ASKED], torch.tensor(ASKED).view(3, 1, 1), plan, done.append, oracle
+    )
     assert oracle.seeds == [(scale, 0.9, seed) for scale in (1.0, 3.0) for seed in range(10, 22)]
     assert done == [5, 5, 2] * 2
     plain, guided = report["sampled"]
     assert [plain["guidance_scale"], guided["guidance_scale"]] == [1.0, 3.0]
-    assert plain["all"]["correct"]["value"] == plain["reranked"]["correct"]["value"] == 0
+    assert plain["all"]["correct"]["value"] == plain["best"]["prior"]["4"]["correct"]["value"] == 0
     assert guided["all"]["correct"] == {"value": 0.5, "low": 0.5, "high": 0.5}  # 2 of 4 of each caption
-    assert guided["reranked"]["correct"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    for among in ("2", "4"):
+        assert guided["best"]["prior"][among]["correct"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+        assert guided["best"]["clip"][among]["correct"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert report["reconstructions"]["correct"]["value"] == 1
     settings = {"temperature": 1.0, "top_k": None, "top_p": 0.9, "min_p": None, "guidance_schedule": "constant"}
     assert report["settings"] == settings
     assert (report["captions"], report["n"], report["seed"]) == (3, 4, 10)
 
 
-def test_one_picture_is_not_reranked(monkeypatch):
+def test_the_best_of_fewer_are_taken_from_each_so_many():
+    """Six pictures a caption, of which the last is left over in fours; right are those of high scores at 1 and 4."""
+    verdicts = [[check(PICTURES[0], CAPTIONS[0 if i in (1, 4) else 1]) for i in range(6)] for _ in range(2)]
+    scores = torch.tensor([[0.0, 1.0, 2.0, 0.0, 3.0, 0.0]] * 2)
+    best = _of_the_best(verdicts, scores)
+    assert {among: found["correct"]["value"] for among, found in best.items()} == {
+        "2": pytest.approx(2 / 3),  # of 1, 2 and 4
+        "4": 0.0,  # 2
+        "6": 1.0,  # 4
+    }
+
+
+def test_one_picture_is_not_ranked(monkeypatch):
     report = judge_samples(
         Oracle(monkeypatch), CAPTIONS[:3], torch.tensor([0, 0, 0]).view(3, 1, 1), SamplePlan(guidance_scales=(2.0,))
     )
     (row,) = report["sampled"]
-    assert "reranked" not in row
+    assert "best" not in row
     assert row["all"]["correct"]["value"] == pytest.approx(2 / 3)  # seeds 0, 1, 2
     assert report["reconstructions"]["correct"]["value"] == pytest.approx(1 / 3)
 
@@ -88,7 +107,7 @@ def test_a_real_prior_whatever_the_batches(pipeline):
     plans = [SamplePlan(guidance_scales=(1.0, 2.0), n=2, batch_size=size) for size in (6, 4)]
     reports = [judge_samples(pipeline, captions, indices, plan) for plan in plans]
     assert reports[0] == reports[1]
-    assert all(0 <= row["reranked"]["colour"]["value"] <= 1 for row in reports[0]["sampled"])
+    assert all(0 <= row["best"]["prior"]["2"]["colour"]["value"] <= 1 for row in reports[0]["sampled"])
 
 
 def test_captions_that_the_checker_cannot_read():

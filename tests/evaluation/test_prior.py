@@ -60,9 +60,18 @@ def captioned(shared_bundle, tmp_path):
     return write
 
 
-def test_all_figures(shared_bundle, tmp_path, capsys):
+def test_all_figures(shared_bundle, clip_folder, tmp_path, capsys):
     out = tmp_path / "out"
-    args = ["--split=val", "--val_fraction=0.3", "--samples=3", "--n=2", "--guidance_scale", "1", "2.5"]
+    args = [
+        "--split=val",
+        "--val_fraction=0.3",
+        "--samples=3",
+        "--n=2",
+        "--guidance_scale",
+        "1",
+        "2.5",
+        f"--clip={clip_folder}",
+    ]
     report = report_of(*DRAWINGS, *args, model=shared_bundle, out=out, batch_size=4)
     assert report == json.loads((out / "report.json").read_text())
     assert {path.name for path in out.iterdir()} == {"report.json", "positions.png"}
@@ -82,10 +91,20 @@ def test_all_figures(shared_bundle, tmp_path, capsys):
     assert [layer["mask"] for layer in report["forward"]["layers"]] == ["row", "column", "conv"]
     assert report["sampling"]["ms_per_token"] > 0
     assert (report["samples"]["captions"], report["samples"]["n"]) == (3, 2)
-    assert [set(row) for row in report["samples"]["sampled"]] == [{"guidance_scale", "all", "reranked"}] * 2
+    assert [set(row) for row in report["samples"]["sampled"]] == [{"guidance_scale", "all", "best"}] * 2
+    assert all(set(row["best"]) == {"prior", "clip"} for row in report["samples"]["sampled"])
     said = capsys.readouterr().out
     assert f"{report['pictures']} pictures of 16 pixels in 4x4 codes of 16 (split val), float32" in said
-    for label in ("image", "no caption", "caption tells", "text", "forward", "sampling", "guidance 2.5, best of 2"):
+    for label in (
+        "image",
+        "no caption",
+        "caption tells",
+        "text",
+        "forward",
+        "sampling",
+        "guidance 2.5",
+        "    best of 2 by clip",
+    ):
         assert f"\n{label} " in said
 
 
@@ -120,7 +139,7 @@ def test_drawings_captions_are_sampled_from_unless_told_otherwise(shared_bundle,
     assert report["samples"]["captions"] == 5
     assert report["samples"]["settings"]["top_k"] == 3
     assert [row["guidance_scale"] for row in report["samples"]["sampled"]] == [1, 3]
-    assert "reranked" not in report["samples"]["sampled"][0]
+    assert "best" not in report["samples"]["sampled"][0]
     folder = captioned()
     assert "samples" not in report_of(codes=folder, **common)
     assert "no samples were judged" in capsys.readouterr().out

@@ -322,19 +322,22 @@ def test_what_is_drawn_is_weighed(make_prior, make_batch, monkeypatch, attend_pa
             "config": SamplingConfig(guidance_scale=scale, temperature=0.8, top_k=12),
             "given": image_tokens.where(~drawn, UNKNOWN),
         }
-        log_p = torch.zeros(4, 2)
-        tokens = generate(prior, text_tokens, log_p=log_p, compile=compile, **options)
+        found = torch.zeros(4, 3)
+        tokens = generate(prior, text_tokens, likelihoods=found, compile=compile, **options)
         assert torch.equal(tokens, generate(prior, text_tokens, **options)), "weighing changes nothing"
-        of_all = image_log_likelihood(prior, text_tokens, tokens), null_image_log_likelihood(prior, tokens)
-        expected = torch.stack([(each * drawn.flatten(1)).sum(dim=1) for each in of_all], dim=1)
-        torch.testing.assert_close(log_p, expected, atol=1e-4, rtol=1e-5)
+        logits = prior(text_tokens, tokens).image_logits.log_softmax(dim=-1)
+        cond, null = image_log_likelihood(prior, text_tokens, tokens), null_image_log_likelihood(prior, tokens)
+        expected = torch.stack([cond, null, (logits.exp() * logits).sum(dim=-1)], dim=-1)
+        expected = (expected * drawn.flatten(1)[:, :, None]).sum(dim=1)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_wrong_places_for_weights(make_prior, make_batch):
+def test_wrong_places_for_likelihoods(make_prior, make_batch):
     text_tokens, _ = make_batch(3)
-    for log_p in (torch.zeros(3), torch.zeros(3, 2, dtype=torch.float64)):
-        with pytest.raises(ValueError, match=r"log_p is .*, expected \(3, 2\) torch.float32"):
-            generate(make_prior(), text_tokens, seeds=torch.arange(3), config=SamplingConfig(), log_p=log_p)
+    options = {"seeds": torch.arange(3), "config": SamplingConfig()}
+    for likelihoods in (torch.zeros(3), torch.zeros(3, 3, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"likelihoods are .*, expected \(3, 3\) torch.float32"):
+            generate(make_prior(), text_tokens, likelihoods=likelihoods, **options)
 
 
 def test_what_cannot_be_compiled_is_said(make_prior, make_batch, monkeypatch):

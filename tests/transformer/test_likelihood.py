@@ -6,7 +6,7 @@ import torch
 from tests.transformer.test_decoding import decoded_logits
 from transformer import likelihood
 from transformer.embeddings import null_captions
-from transformer.likelihood import caption_gain, image_log_likelihood, log_likelihood, null_image_log_likelihood
+from transformer.likelihood import image_log_likelihood, log_likelihood, null_image_log_likelihood, prior_score
 from transformer.losses import image_loss, text_loss
 
 
@@ -41,17 +41,19 @@ def test_of_a_prior_that_knows_nothing(make_prior, make_batch):
     found = log_likelihood(prior, text_tokens, image_tokens)
     torch.testing.assert_close(found.image, torch.full((3, 12), -math.log(13)))
     torch.testing.assert_close(found.text, torch.where(text_tokens == -1, 0.0, -math.log(11)))
-    assert (caption_gain(prior, text_tokens, image_tokens) == 0).all()
 
 
-def test_what_the_caption_tells(make_prior, make_batch):
-    prior, (text_tokens, image_tokens) = make_prior(), make_batch()  # the third caption is empty
+def test_without_a_caption(make_prior, make_batch):
+    prior, (_, image_tokens) = make_prior(), make_batch()
     null = null_image_log_likelihood(prior, image_tokens)
     assert torch.equal(null, image_log_likelihood(prior, null_captions(3, 6), image_tokens))
-    gain = caption_gain(prior, text_tokens, image_tokens)
-    torch.testing.assert_close(gain, (image_log_likelihood(prior, text_tokens, image_tokens) - null).sum(dim=1))
-    assert gain[2] == 0
-    assert (gain[:2] != 0).all()
+
+
+def test_scores_reward_what_the_caption_tells_and_punish_what_was_not_to_be_expected():
+    """Sums of log p given the caption, given none, expected."""
+    as_expected, told, astray, empty = [-9.0, -9.0, -9.0], [-9.0, -12.0, -9.0], [-9.0, -14.0, -7.0], [-1.0, -1.0, -1.0]
+    scores = prior_score(torch.tensor([as_expected, told, astray, empty]))
+    assert scores.tolist() == [0, 3, -3, 0]
 
 
 def test_a_part_at_a_time_is_the_whole(make_prior, make_batch, monkeypatch):
