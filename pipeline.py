@@ -130,10 +130,13 @@ class TextToImage:
         return pipeline.to(device)
 
     def save_pretrained(self, folder: str | Path, data_fingerprint: str | None = None) -> None:
-        """Writes the bundle; what makes it one, bundle.json, goes first and comes back last."""
+        """Writes the bundle; what makes it one, bundle.json, goes as soon as the prior is written, and comes back last.
+
+        Raises ValueError, before anything is touched, for a prior whose weights were rounded for decoding.
+        """
         folder = Path(folder)
+        self.prior.save_pretrained(folder)  # first: it may refuse, and a bundle that is there has to outlive that
         (folder / BUNDLE).unlink(missing_ok=True)
-        self.prior.save_pretrained(folder)
         self.image_tokenizer.save_pretrained(folder / IMAGE_TOKENIZER)
         self.text_tokenizer.save(folder / TEXT_TOKENIZER)
         bundle = self._fingerprints() | {

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import pipeline as pipeline_module
-from pipeline import TextToImage, fingerprint, repeat, to_pil_images, usable_device
+from data.transforms import to_pil_images
+from pipeline import TextToImage, fingerprint, repeat, usable_device
 from transformer.sampling import SamplingConfig
+from transformer.serving import for_decoding
 from vqvae.folders import load_image_tokenizer
 
 FILES = ["bundle.json", "config.json", "model.safetensors", "tokenizer.json"]
@@ -210,6 +212,17 @@ def test_an_export_that_was_broken_off_is_no_bundle(bundle, other, monkeypatch):
         other.save_pretrained(bundle)
     with pytest.raises(ValueError, match=r"bundle\.json is missing"):
         TextToImage.from_pretrained(bundle)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_a_bundle_outlives_the_refusal_of_another(bundle, other, weights):
+    files = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    for_decoding(other.prior, weights)
+    for rounded in (TextToImage.from_pretrained(bundle, weights=weights), other):
+        with pytest.raises(ValueError, match="whose weights were rounded"):
+            rounded.save_pretrained(bundle)
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == files
+    TextToImage.from_pretrained(bundle)
 
 
 def test_parts_of_other_sizes_are_refused(pipeline, image_tokenizer_of):
