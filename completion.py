@@ -106,18 +106,23 @@ class Unmasked:
     mask: Image.Image
     file: dict[str, str] = field(default_factory=dict)
     """What `settings` are to say of it."""
+    _kept: dict[Place, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """bool (h, w), by place: a mask of a photograph takes as long as some codes do."""
 
     def __post_init__(self) -> None:
         if self.mask.mode not in MASK_MODES:
             raise ValueError(f"the mask's mode is {self.mask.mode}, expected one of {', '.join(MASK_MODES)}")
 
     def keep(self, place: Place, seeds: Tensor) -> Tensor:
-        (top, bottom), (left, right) = self._edges(place)
+        if place not in self._kept:
+            self._kept[place] = self._untouched(place)
+        return self._kept[place].expand(len(seeds), -1, -1)
+
+    def _untouched(self, place: Place) -> Tensor:
+        """bool (h, w), True where no white pixel touches a token."""
+        rows, columns = self._edges(place)
         white = np.asarray(self.mask.convert("L")) >= WHITE  # (H, W)
-        before = np.pad(white.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))  # white pixels above and left
-        touched = before[np.ix_(bottom, right)] - before[np.ix_(top, right)]
-        touched -= before[np.ix_(bottom, left)] - before[np.ix_(top, left)]
-        return torch.from_numpy(touched == 0).expand(len(seeds), -1, -1)
+        return torch.from_numpy(~_any_between(_any_between(white, *rows).T, *columns).T)
 
     def notes(self, place: Place) -> list[str]:
         return _notes_of_region(self.keep(place, torch.zeros(1))[0])
@@ -257,10 +262,16 @@ def _notes_of_region(keep: Tensor) -> list[str]:
     return notes
 
 
+def _any_between(values: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """bool (N, M) -> bool (parts, M): whether any is True from the row where a part begins to before the one where it
+    ends."""
+    return np.stack([values[begin:end].any(axis=0) for begin, end in zip(begins, ends, strict=True)])
+
+
 def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one is the other at another scale, its sides rounded to whole pixels."""
+    """Whether one is the other at another scale, its sides rounded to whole pixels: off by half of a pixel each."""
     (width, height), (of_width, of_height) = size, other
-    return abs(width * of_height - height * of_width) < max(of_width, of_height)
+    return abs(width * of_height - height * of_width) < max(*size, *other)
 
 
 def _edges(parts: int, first: int, side: int, whole: int, length: int) -> tuple[np.ndarray, np.ndarray]:

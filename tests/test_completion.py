@@ -8,7 +8,8 @@ from PIL import Image, ImageDraw
 
 import completion
 from completion import FirstRows, Original, Place, Unmasked, Variation, drawn_unaware, open_original
-from pipeline import repeat, to_pil_images
+from data.transforms import to_pil_images
+from pipeline import repeat
 from transformer.decoding import UNKNOWN
 from transformer.sampling import SamplingConfig
 
@@ -134,6 +135,8 @@ def kept_by_definition(mask: np.ndarray, place: Place) -> list[list[bool]]:
         ((640, 480), (32, 24)),
         ((101, 67), (51, 34)),  # rounded
         ((67, 101), (23, 34)),
+        ((51, 34), (101, 67)),  # of the picture before it was reduced
+        ((40, 27), (120, 80)),
         ((40, 30), (13, 13)),
         ((300, 20), (3, 3)),  # pixels larger than tokens
         ((300, 20), (300, 20)),
@@ -147,6 +150,22 @@ def test_a_token_is_kept_only_if_all_of_its_pixels_are(picture_size, mask_size, 
         pixels = np.where(random.random(mask_size[::-1]) < 3 / mask_size[0] / mask_size[1], 255, 0).astype(np.uint8)
         kept = Unmasked(Image.fromarray(pixels)).keep(place, SEED)[0]
         assert kept.tolist() == kept_by_definition(pixels, place)
+
+
+@pytest.mark.parametrize("sizes", [((3000, 2000), (1000, 667)), ((6000, 4000), (800, 533))])
+def test_a_mask_may_have_any_number_of_pixels(sizes):
+    for mask_size, picture_size in (sizes, sizes[::-1]):
+        kept = Unmasked(mask(*mask_size)).keep(Place(picture_size, 16, (4, 4)), SEED)
+        assert kept.all()
+
+
+def test_a_mask_is_looked_at_once(monkeypatch):
+    rule, seeds = Unmasked(mask(white=(5, 5, 9, 9))), torch.arange(3)
+    first = rule.keep(PLACE, SEED)
+    other = rule.keep(PLACE._replace(grid_size=(2, 2)), SEED)
+    monkeypatch.setattr(Image.Image, "convert", None)
+    assert torch.equal(rule.keep(PLACE, seeds), first.expand(3, -1, -1))
+    assert torch.equal(rule.keep(PLACE._replace(grid_size=(2, 2)), seeds), other.expand(3, -1, -1))
 
 
 def test_a_pixel_decides_for_its_token_alone():
