@@ -28,7 +28,7 @@ class ProgressFiles:
     def finish(self, path: Path, text: Mapping[str, str]) -> None:
         """The picture of that file is finished, and has been shown so: its GIF, with `text` in it."""
         save_gif(self.stages.pop(path), path.with_suffix(".gif"), text)
-        _progress(path).unlink()
+        _progress(path).unlink(missing_ok=True)  # somebody who has seen enough may have removed it
 
 
 def _progress(path: Path) -> Path:

@@ -34,6 +34,14 @@ def test_a_progress_file_is_replaced_and_becomes_a_gif(tmp_path):
         assert gif.convert("RGB").getpixel((0, 0)) == solid("yellow").getpixel((0, 0))
 
 
+def test_a_progress_file_that_somebody_removed_is_not_missed(tmp_path):
+    files = ProgressFiles([tmp_path / "a.png"])
+    files.show(slice(0, 1), [solid("red")])
+    (tmp_path / "a-progress.png").unlink()
+    files.finish(tmp_path / "a.png", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+
+
 def test_a_file_is_never_half_written(tmp_path, monkeypatch):
     files = ProgressFiles([tmp_path / "a.png"])
     files.show(slice(0, 1), [solid("red")])
