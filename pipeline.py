@@ -225,7 +225,8 @@ class TextToImage:
     ) -> Tensor:
         """One picture for each caption and seed: (B, 3, H, W) in [0, 1]; `progress` gets (tokens done, of all).
 
-        Raises ValueError where there are no captions, `batch_size` is below 1 or a seed has more than 64 bits.
+        Raises ValueError where there are no captions, not as many seeds, `batch_size` is below 1 or a seed has more
+        than 64 bits.
         """
         batches = self.sample_batches(captions, seeds, config, batch_size, progress, given, previews)
         return torch.cat([batch.pictures for batch in batches])
@@ -251,6 +252,8 @@ class TextToImage:
         """
         if not captions:
             raise ValueError("no captions: expected at least one")
+        if len(seeds) != len(captions):
+            raise ValueError(f"{len(seeds)} seeds, expected one for each of {len(captions)} captions")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         text_tokens, all_seeds = self.text_tokens(captions), _int64(seeds)

@@ -155,6 +155,12 @@ def test_wrong_requests(pipeline, arguments, message):
         pipeline(**arguments)
 
 
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_each_caption_has_a_seed(pipeline, seeds):
+    with pytest.raises(ValueError, match=f"{seeds} seeds, expected one for each of 2 captions"):
+        pipeline.sample(["a"] * 2, range(seeds), SamplingConfig())
+
+
 def test_a_batch_has_at_least_one_picture(pipeline):
     with pytest.raises(ValueError, match="batch_size is 0"):
         pipeline.sample(["a"], [0], SamplingConfig(), batch_size=0)
