@@ -305,7 +305,7 @@ def usable_device(device: str | torch.device) -> torch.device:
     """The device of that name. Raises ValueError where there is none such here."""
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has tensors, but no numbers in them
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a build without CUDA
         why = str(error).splitlines()[0]
         raise ValueError(f"device {device} was asked for, but PyTorch cannot use it here: {why}") from error

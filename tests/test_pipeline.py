@@ -261,7 +261,7 @@ def test_values_are_rounded_not_cut():
     assert np.asarray(picture)[..., 0].tolist() == [[0, 255, 128], [1, 0, 255]]
 
 
-@pytest.mark.parametrize("device", ["banana", "cuda:64"])
+@pytest.mark.parametrize("device", ["banana", "cuda:64", "meta"])
 def test_a_device_that_is_not_here(device):
     with pytest.raises(ValueError, match=f"device {device} was asked for"):
         usable_device(device)

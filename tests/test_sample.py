@@ -279,7 +279,6 @@ def test_files_that_hold_no_captions(fails, tmp_path):
             ["--devices", "2", "--device", "cpu:0"],
             "device is cpu:0, expected cpu or cuda where 2 devices are asked for",
         ),
-        (["--devices", "2", "--device", "meta"], "device is meta, expected cpu or cuda"),
         (["--devices", "2", "--seed", str(2**63 - 1)], "does not fit 64 bits"),
         (["--devices", "2", "--n", "0"], "n is 0, expected at least 1"),
         (["--temperature", "-1"], "temperature is -1.0"),
@@ -291,6 +290,7 @@ def test_files_that_hold_no_captions(fails, tmp_path):
         (["--seed", str(2**63)], "does not fit 64 bits"),
         (["--device", "cuda:64"], "device cuda:64 was asked for"),
         (["--device", "toaster"], "device toaster was asked for"),
+        (["--device", "meta"], "device meta was asked for, but PyTorch cannot use it here"),
         (["--weights", "int4"], "invalid choice: 'int4' (choose from"),
         (["--temprature", "1"], "unrecognized arguments: --temprature"),
     ],
@@ -299,12 +299,17 @@ def test_wrong_arguments(fails, args, said):
     assert said in fails("a red circle", *args)
 
 
-def test_more_devices_than_there_are(fails, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda", "devices is 3, expected at most 2: so many GPUs are here"),
+        ("mps", "device is mps, expected cpu or cuda where 3 devices are asked for"),
+    ],
+)
+def test_more_devices_than_there_are(fails, monkeypatch, device, said):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(sample, "usable_device", torch.device)
-    assert "devices is 3, expected at most 2: so many GPUs are here" in fails(
-        "a red circle", "--device", "cuda", "--devices", "3"
-    )
+    assert said in fails("a red circle", "--device", device, "--devices", "3")
 
 
 def test_mistakes_are_found_before_processes_are_started(fails, monkeypatch, tmp_path):
