@@ -45,10 +45,11 @@ from tqdm import tqdm
 import cli
 from clip_scores import ClipScores
 from completion import Original, open_original
-from pipeline import BATCH_SIZE, Drawn, TextToImage, repeat, to_pil_images, usable_device
+from data.transforms import to_pil_images
+from pipeline import BATCH_SIZE, Drawn, TextToImage, repeat, usable_device
 from previews import Previews
 from ranking import CANDIDATES, keep_best, score_by_clip, score_by_prior
-from sample_files import GRID_PICTURES, USUAL_WEIGHTS, Ranking, Sample, write_grid
+from sample_files import GRID_PICTURES, Ranking, Sample, write_grid
 from streaming import ProgressFiles
 from transformer.sampling import GUIDANCE_SCHEDULES, SamplingConfig
 from transformer.serving import WEIGHTS
@@ -264,7 +265,7 @@ def _parser() -> cli.Parser:
         "--batch_size", type=int, default=BATCH_SIZE, help="pictures a device draws at a time (%(default)s)"
     )
     parser.add_argument(
-        "--weights", choices=WEIGHTS, default=USUAL_WEIGHTS, help="the prior's weights as these (%(default)s)"
+        "--weights", choices=WEIGHTS, default=Sample.weights, help="the prior's weights as these (%(default)s)"
     )
     parser.add_argument("--compile", action="store_true", help="compile the drawing of a code: quicker after a minute")
     return parser

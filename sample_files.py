@@ -26,7 +26,6 @@ SHORT = {  # settings in a file's name; a schedule's own name says what it is
     "guidance_scale": "g",
     "guidance_schedule": "",
 }
-USUAL_WEIGHTS = "float32"
 LIKELIHOODS = "likelihoods"  # in a picture's metadata
 FILES = ("picture", "mask")  # in an original's settings, names of files: their hashes count
 
@@ -54,7 +53,7 @@ class Sample:
         if self.original is not None:
             content = {name: value for name, value in self.original.items() if name not in FILES}
             settings.append(f"of{_digest(json.dumps(content))}")
-        if self.weights != USUAL_WEIGHTS:
+        if self.weights != Sample.weights:  # the usual ones
             settings.append(self.weights)
         return "_".join([slug(self.caption), f"seed{self.seed}", *settings, self.model[:8]]) + ".png"
 
