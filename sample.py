@@ -45,6 +45,7 @@ from tqdm import tqdm
 import cli
 from clip_scores import ClipScores
 from completion import Original, open_original
+from data.text import is_visible
 from data.transforms import to_pil_images
 from pipeline import BATCH_SIZE, Drawn, TextToImage, repeat, usable_device
 from previews import Previews
@@ -283,7 +284,7 @@ def read_captions(given: Sequence[str], file: str | None) -> list[str]:
     if file not in (None, "-"):
         lines += _lines(file)
     captions = [" ".join(line.encode("utf-8", "replace").decode().split()) for line in lines]
-    captions = list(dict.fromkeys(filter(None, captions)))
+    captions = list(dict.fromkeys(filter(is_visible, captions)))
     if not captions:
         raise ValueError("no captions: expected some as arguments, in a file (--captions FILE) or on standard input")
     return captions

@@ -101,13 +101,14 @@ class Ranking:
 def slug(caption: str) -> str:
     """A caption as part of a file name: no two captions have the same one.
 
-    Where lower-case words and dashes do not say everything, a hash of the caption follows after two dashes.
+    Where lower-case words and dashes do not say everything, a hash of the caption follows after two dashes. It begins
+    with a letter or a digit: what begins with a dash is an option to many programs.
     """
     plain = unicodedata.normalize("NFKD", caption).encode("ascii", "ignore").decode().lower()
     words = "-".join(re.findall("[a-z0-9]+", plain))
-    if words.replace("-", " ") == caption and len(words) <= SLUG_LENGTH:
+    if words and words.replace("-", " ") == caption and len(words) <= SLUG_LENGTH:
         return words
-    return f"{words[:SLUG_LENGTH]}--{_digest(caption)}"
+    return f"{words[:SLUG_LENGTH] or 'caption'}--{_digest(caption)}"
 
 
 def _digest(text: str) -> str:

@@ -203,7 +203,7 @@ def test_the_same_call_writes_the_same_files(draw):
 
 def test_captions_from_a_file(draw, tmp_path):
     file = tmp_path / "captions.txt"
-    file.write_bytes("\ufeffa red circle\r\n\r\n  a  blue\tstar \r\n\r\na red circle\r\n".encode())
+    file.write_bytes("\ufeffa red circle\r\n\r\n  a  blue\tstar \r\n\u200b \u200d\r\na red circle\r\n".encode())
     out = draw("no circle", "--captions", str(file), "--n", "1")
     assert [row["caption"] for row in manifest(out)["pictures"]] == ["no circle", "a red circle", "a blue star"]
 
@@ -239,7 +239,7 @@ def test_the_run_of_a_model_stands_for_it(draw, shared_bundle):
     assert pictures(draw("a red circle", model=shared_bundle.parent, out="run")) == pictures(draw("a red circle"))
 
 
-@pytest.mark.parametrize("args", [[], ["", "  "], ["-"], ["--captions", "-"]])
+@pytest.mark.parametrize("args", [[], ["", "  "], ["\u200b", "\u200d\u2060"], ["-"], ["--captions", "-"]])
 def test_no_captions(fails, monkeypatch, args):
     assert "no captions" in fails(*args)
     monkeypatch.setattr(sys, "stdin", Piped("\n \n"))

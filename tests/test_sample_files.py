@@ -1,4 +1,5 @@
 import json
+import string
 from dataclasses import replace
 
 import pytest
@@ -37,7 +38,10 @@ def picture() -> Image.Image:
 
 def test_slugs_are_readable_and_unlike():
     assert slug("a red circle 2") == "a-red-circle-2"
-    assert len({slug(caption) for caption in [*ODD[:-1], "a red circle", "a--red circle", "a red circle."]}) == 12
+    slugs = {slug(caption) for caption in [*ODD[:-1], "a red circle", "a--red circle", "a red circle.", "caption", ""]}
+    assert len(slugs) == 14
+    assert {each[0] for each in slugs} <= set(string.ascii_lowercase + string.digits), "none may pass for an option"
+    assert slug("猫").startswith("caption--")
 
 
 def test_what_is_saved_is_there(tmp_path, picture):
