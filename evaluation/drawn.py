@@ -21,7 +21,6 @@ from data.scene import parse_caption
 from data.transforms import to_pil_images
 from metrics import Interval, ratio_interval
 from pipeline import TextToImage
-from transformer.decoding import generate
 from transformer.likelihood import prior_score
 from transformer.sampling import SamplingConfig
 
@@ -51,8 +50,8 @@ class SamplePlan:
             raise ValueError(f"n is {self.n}, batch_size {self.batch_size}, expected at least 1 each")
         if not self.guidance_scales or len(set(self.guidance_scales)) < len(self.guidance_scales):
             raise ValueError(f"guidance_scale is {list(self.guidance_scales)}, expected at least one, each once")
-        if not 0 <= self.seed < 2**62:
-            raise ValueError(f"seed is {self.seed}, expected 0 to {2**62 - 1}")
+        if not -(2**63) <= self.seed < 2**62:  # above, those of later pictures might have more than 64 bits
+            raise ValueError(f"seed is {self.seed}, expected {-(2**63)} to {2**62 - 1}")
         for scale in self.guidance_scales:
             replace(self.config, guidance_scale=scale)
 
@@ -128,25 +127,21 @@ def _drawn(
     """n verdicts a caption, and by who ranks them, scores (S, n)."""
     n = plan.n
     repeated = [caption for caption in captions for _ in range(n)]
-    text_tokens = pipeline.text_tokens(repeated)
-    seeds = torch.arange(plan.seed, plan.seed + len(repeated))
+    seeds = range(plan.seed, plan.seed + len(repeated))
     verdicts: list[Verdict] = []
-    likelihoods = torch.zeros(len(repeated), 3, device=text_tokens.device)
-    by_clip: list[Tensor] = []
-    for start in range(0, len(repeated), plan.batch_size):
-        chunk = slice(start, start + plan.batch_size)
-        sums = likelihoods[chunk] if n > 1 else None
-        indices = generate(pipeline.prior, text_tokens[chunk], seeds=seeds[chunk], config=config, likelihoods=sums)
-        pictures = _pictures(pipeline, indices)
-        if n > 1 and clip is not None:
-            pairs = zip(repeated[chunk], to_pil_images(pictures), strict=True)
-            by_clip += [clip(caption, [picture]) for caption, picture in pairs]
-        verdicts += _check(pictures, repeated[chunk])
-        progress(len(indices))
-    scores = {"prior": prior_score(likelihoods.cpu()).view(-1, n)}
-    if by_clip:
-        scores["clip"] = torch.cat(by_clip).view(-1, n)
-    return [verdicts[i : i + n] for i in range(0, len(verdicts), n)], scores
+    scores: dict[str, list[Tensor]] = {}
+    for batch in pipeline.sample_batches(repeated, seeds, config, plan.batch_size, weigh=n > 1):
+        pictures = batch.pictures.float().cpu()
+        of_batch = repeated[len(verdicts) : len(verdicts) + len(pictures)]
+        verdicts += _check(pictures, of_batch)
+        if batch.likelihoods is not None:
+            scores.setdefault("prior", []).append(prior_score(batch.likelihoods))
+            if clip is not None:
+                pairs = zip(of_batch, to_pil_images(pictures), strict=True)
+                scores.setdefault("clip", []).extend(clip(caption, [picture]) for caption, picture in pairs)
+        progress(len(pictures))
+    by_caption = [verdicts[i : i + n] for i in range(0, len(verdicts), n)]
+    return by_caption, {by: torch.cat(of_batches).view(-1, n) for by, of_batches in scores.items()}
 
 
 def _pictures(pipeline: TextToImage, indices: Tensor) -> Tensor:

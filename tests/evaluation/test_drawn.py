@@ -3,11 +3,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import pipeline as pipeline_module
+from batching import batches_of
 from data.checker import check
 from data.shapes import ShapesConfig, draw
 from data.transforms import evaluation_crop, to_pil_images
-from evaluation import drawn
 from evaluation.drawn import SamplePlan, _of_the_best, judge_samples, readable, right
+from pipeline import Drawn
 from transformer.sampling import SamplingConfig
 
 CONFIG = ShapesConfig(size=64, count=8, seed=3)
@@ -22,34 +24,32 @@ class Oracle:
     guidance, the next caption's for all others; of the former the caption tells 1 nat, of the latter none. It is a
     CLIP-like model as well, which likes the wrong pictures better."""
 
-    def __init__(self, monkeypatch) -> None:
-        self.prior, self.seeds = self, []
+    def __init__(self) -> None:
+        self.seeds = []
         self.image_tokenizer = SimpleNamespace(decode=lambda indices: PICTURES[indices.flatten()])
-        monkeypatch.setattr(drawn, "generate", self.generate)
 
-    def text_tokens(self, captions):
-        return torch.tensor([[CAPTIONS.index(caption)] for caption in captions])
-
-    def generate(self, prior, text_tokens, *, seeds, config, likelihoods):
-        self.seeds += [(config.guidance_scale, config.top_p, seed) for seed in seeds.tolist()]
-        good = (seeds % 2 == 0) & (config.guidance_scale > 1)
-        if likelihoods is not None:
-            likelihoods += torch.where(good[:, None], torch.tensor([-3.0, -4.0, -3.0]), -3.0)
-        return torch.where(good, text_tokens[:, 0], (text_tokens[:, 0] + 1) % len(ASKED))[:, None, None]
+    def sample_batches(self, captions, seeds, config, batch_size, *, weigh):
+        self.seeds += [(config.guidance_scale, config.top_p, seed) for seed in seeds]
+        own = torch.tensor([CAPTIONS.index(caption) for caption in captions])
+        good = (torch.tensor(seeds) % 2 == 0) & (config.guidance_scale > 1)
+        pictures = PICTURES[torch.where(good, own, (own + 1) % len(ASKED))]
+        likelihoods = torch.where(good[:, None], torch.tensor([-3.0, -4.0, -3.0]), -3.0)
+        for batch in batches_of(captions, batch_size):
+            yield Drawn(pictures[batch], likelihoods[batch] if weigh else None)
 
     def __call__(self, caption, pictures):
         own = to_pil_images(PICTURES)[CAPTIONS.index(caption)]
         return torch.tensor([-float(picture.tobytes() == own.tobytes()) for picture in pictures])
 
 
-def test_all_and_the_best_of_four_at_each_guidance_scale(monkeypatch):
-    oracle, done = Oracle(monkeypatch), []
+def test_all_and_the_best_of_four_at_each_guidance_scale():
+    oracle, done = Oracle(), []
     plan = SamplePlan(guidance_scales=(1.0, 3.0), n=4, seed=10, config=SamplingConfig(top_p=0.9), batch_size=5)
     report = judge_samples(
         oracle, [CAPTIONS[i] for i in ASKED], torch.tensor(ASKED).view(3, 1, 1), plan, done.append, oracle
     )
     assert oracle.seeds == [(scale, 0.9, seed) for scale in (1.0, 3.0) for seed in range(10, 22)]
-    assert done == [5, 5, 2] * 2
+    assert done == [4, 4, 4] * 2
     plain, guided = report["sampled"]
     assert [plain["guidance_scale"], guided["guidance_scale"]] == [1.0, 3.0]
     assert plain["all"]["correct"]["value"] == plain["best"]["prior"]["4"]["correct"]["value"] == 0
@@ -75,9 +75,9 @@ def test_the_best_of_fewer_are_taken_from_each_so_many():
     }
 
 
-def test_one_picture_is_not_ranked(monkeypatch):
+def test_one_picture_is_not_ranked():
     report = judge_samples(
-        Oracle(monkeypatch), CAPTIONS[:3], torch.tensor([0, 0, 0]).view(3, 1, 1), SamplePlan(guidance_scales=(2.0,))
+        Oracle(), CAPTIONS[:3], torch.tensor([0, 0, 0]).view(3, 1, 1), SamplePlan(guidance_scales=(2.0,))
     )
     (row,) = report["sampled"]
     assert "best" not in row
@@ -110,6 +110,30 @@ def test_a_real_prior_whatever_the_batches(pipeline):
     assert all(0 <= row["best"]["prior"]["2"]["colour"]["value"] <= 1 for row in reports[0]["sampled"])
 
 
+def test_a_captions_pictures_are_drawn_together(pipeline, monkeypatch):
+    """Three of each, of which no batch of four holds a part."""
+    seen, real = [], pipeline_module.generate
+
+    def watched(prior, text_tokens, **inputs):
+        seen.append([tuple(row) for row in text_tokens.tolist()])
+        return real(prior, text_tokens, **inputs)
+
+    monkeypatch.setattr(pipeline_module, "generate", watched)
+    indices = torch.zeros(2, 4, 4, dtype=torch.int64)
+    plan = SamplePlan(guidance_scales=(2.0,), n=3, batch_size=4)
+    judge_samples(pipeline, ["a red circle", "a blue star"], indices, plan)
+    assert [(len(rows), len(set(rows))) for rows in seen] == [(3, 1), (3, 1)]
+
+
+def test_seeds_may_be_negative_as_in_sampling(pipeline, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pipeline_module, "generate", lambda *_, seeds, **__: drawn.append(seeds.tolist()) or indices)
+    indices = torch.zeros(2, 4, 4, dtype=torch.int64)
+    judge_samples(pipeline, CAPTIONS[:2], indices, SamplePlan(guidance_scales=(1.0,), seed=-(2**63)))
+    judge_samples(pipeline, CAPTIONS[:2], indices, SamplePlan(guidance_scales=(1.0,), seed=-1))
+    assert drawn == [[-(2**63), -(2**63) + 1], [-1, 0]]
+
+
 def test_captions_that_the_checker_cannot_read():
     assert readable(CAPTIONS) is None
     assert "a tabby cat" in readable(["a red circle", "a tabby cat", "boats"])
@@ -123,7 +147,8 @@ def test_captions_that_the_checker_cannot_read():
         ({"guidance_scales": ()}, r"guidance_scale is \[\], expected at least one"),
         ({"guidance_scales": (2.0, 2.0)}, r"guidance_scale is \[2.0, 2.0\], expected .* each once"),
         ({"guidance_scales": (-1.0,)}, "guidance_scale is -1.0"),
-        ({"seed": -1}, "seed is -1, expected 0 to"),
+        ({"seed": 2**62}, "seed is 4611686018427387904, expected -9223372036854775808 to 4611686018427387903"),
+        ({"seed": -(2**63) - 1}, "seed is -9223372036854775809, expected -9223372036854775808 to"),
     ],
 )
 def test_settings_out_of_range(wrong, said):
