@@ -53,7 +53,7 @@ def measure(prior: Prior, batches: Iterable[tuple[Tensor, Tensor]], clock: Layer
 
 
 def summary(measured: Measured, pixels: int) -> dict[str, Any]:
-    """The report's figures, with intervals over the pictures.
+    """The report's figures, with intervals over the pictures; NaN and inf where the nats are so.
 
     Args:
         pixels: of a picture.
@@ -61,6 +61,7 @@ def summary(measured: Measured, pixels: int) -> dict[str, Any]:
     tokens = measured.positions.numel()
     gain = measured.null - measured.image
     return {
+        "not_finite": int((~(measured.text + measured.image + measured.null).isfinite()).sum()),  # pictures
         "image": _rates(mean_interval(measured.image / tokens), tokens, pixels),
         "null": _rates(mean_interval(measured.null / tokens), tokens, pixels),
         "gain": {
@@ -81,7 +82,7 @@ def _rates(nats: Interval, tokens: int | None = None, pixels: int | None = None)
     rates: dict[str, Any] = {
         "nats_per_token": nats._asdict(),
         "bits_per_token": scaled(nats, bits)._asdict(),
-        "perplexity": math.exp(nats.value),
+        "perplexity": torch.tensor(nats.value, dtype=torch.float64).exp().item(),  # inf where math.exp raises
     }
     if tokens is not None and pixels is not None:
         rates["bits_per_picture"] = scaled(nats, bits * tokens)._asdict()

@@ -4,7 +4,7 @@ Knows numbers and PIL pictures only.
 """
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from grids import FONT_SIZE, GAP, INK, PAPER
 
@@ -15,13 +15,17 @@ ANCHORS = ((22, 20, 66), (34, 84, 148), (28, 150, 138), (140, 196, 76), (252, 23
 
 
 def heat_map(values: np.ndarray, title: str) -> Image.Image:
-    """Each of the values (h, w), all finite, as a square; dark is low, light is high, from the least to the greatest.
+    """Each of the values (h, w) as a square; dark is low, light is high, from the least to the greatest.
 
-    The scale to the right names the colours, and the title, above, the unit.
+    The scale to the right names the colours, and the title, above, the unit. What is not finite is left white.
     """
-    low, high = float(values.min()), float(values.max())
+    known = np.isfinite(values)
+    finite = values[known] if known.any() else np.zeros(1)
+    low, high = float(finite.min()), float(finite.max())
     factor = -(-SIDE // max(values.shape))
-    cells = Image.fromarray(colours((values - low) / ((high - low) or 1.0)))
+    shares = (np.where(known, values, low) - low) / ((high - low) or 1.0)
+    paper = np.array(ImageColor.getrgb(PAPER), dtype=np.uint8)
+    cells = Image.fromarray(np.where(known[..., None], colours(shares), paper))
     cells = cells.resize((cells.width * factor, cells.height * factor), Image.NEAREST)
     font = ImageFont.load_default(FONT_SIZE)
     line = sum(font.getmetrics())

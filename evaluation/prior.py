@@ -100,9 +100,9 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
         image_tokens = torch.cat([of_batch for _, of_batch in batches(asked, "drawings")])
         with tqdm(total=len(asked) * plan.n * len(plan.guidance_scales), desc="sampled", disable=None) as bar:
             report["samples"] = judge_samples(pipeline, captions, image_tokens, plan, bar.update, clip)
+    write_report(report, out)
     title = f"nats a token at each place, mean {report['image']['nats_per_token']['value']:.3f}"
     save_png(heat_map(np.array(report["positions"]), title), out / MAP)
-    write_report(report, out)
     print(table(report))
     print(f"written: {out / REPORT}, {out / MAP}")
     return report

@@ -17,6 +17,11 @@ def table(report: dict[str, Any]) -> str:
     ]
     if cut:
         lines.append(f"{cut:,} captions have more than {report['text_len'] - 1} tokens: their ends are cut off")
+    if report["not_finite"]:
+        lines.append(
+            f"{report['not_finite']:,} pictures have nats that are not finite (null in the report, white on the map): "
+            "look for NaN or inf in the prior's weights"
+        )
     lines += [*_nats(report), *_times(report)]
     return "\n".join(lines + (_judged(report["samples"]) if "samples" in report else [_NOT_JUDGED]))
 

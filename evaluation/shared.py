@@ -1,6 +1,7 @@
 """What all reports share: which samples are measured, the clock, the report's folder and file."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,22 @@ def now(device: torch.device) -> float:
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """Writes `report.json` into the folder, which is made where it is missing; beside its place, then renamed."""
+    """Writes `report.json` into the folder, which is made where it is missing; beside its place, then renamed.
+
+    NaN and inf, which JSON does not have, are written as null.
+    """
     out.mkdir(parents=True, exist_ok=True)
     beside = out / f".{REPORT}.part"
-    beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(_in_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     beside.replace(out / REPORT)
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def which_split(report: dict[str, Any]) -> str:

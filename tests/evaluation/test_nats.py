@@ -40,6 +40,22 @@ def test_of_a_prior_that_knows_nothing(make_prior, make_batch):
     assert report["positions"] == [[round(math.log(13), 4)] * 3] * 4
 
 
+def test_nats_beyond_all_bounds_have_figures_too(make_prior, make_batch):
+    """As of a prior whose weights have grown beyond reason: perplexities that no float64 holds, pictures of NaN."""
+    measured = measure(make_prior(), batches_of(*make_batch(5), 2), LayerClock(make_prior()))
+    assert summary(measured, pixels=48)["not_finite"] == 0
+    report = summary(measured._replace(image=torch.full((5,), 12 * 800.0, dtype=torch.float64)), pixels=48)
+    assert report["image"]["nats_per_token"]["value"] == 800
+    assert report["image"]["perplexity"] == math.inf
+    assert report["not_finite"] == 0
+    for name in ("text", "image", "null"):
+        broken = getattr(measured, name).clone()
+        broken[1] = math.nan
+        report = summary(measured._replace(**{name: broken}), pixels=48)
+        assert report["not_finite"] == 1
+        assert math.isnan(report[name]["nats_per_token"]["value"]) and math.isnan(report[name]["perplexity"])
+
+
 def test_figures_are_those_of_sampling(make_prior, make_batch):
     """Of pictures in batches of 2, 2 and 1: every one and every position counts alike."""
     prior, (text_tokens, image_tokens) = make_prior(), make_batch(5)

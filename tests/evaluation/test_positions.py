@@ -38,6 +38,15 @@ def test_the_scale_beside_it_runs_from_the_most_above_to_the_least_below():
     assert len(inked) == 2 * -(-SIDE // 3)
 
 
+def test_places_without_a_number_are_white_and_the_others_as_without_them():
+    values = np.array([[np.nan, 1.0, 3.0], [np.inf, 6.0, -np.inf]])
+    first, second, third = (tuple(colours(np.array(share)).tolist()) for share in (0, 2 / 5, 1))
+    white = (255, 255, 255)
+    assert cells(heat_map(values, "nats"), 2, 3) == [[white, first, second], [white, third, white]]
+    nothing = heat_map(np.full((2, 3), np.nan), "nats")
+    assert {nothing.getpixel((x, nothing.height // 2)) for x in range(SIDE)} == {white}
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (40, 40)])
 def test_a_map_without_differences_has_one_colour(shape):
     sheet = heat_map(np.full(shape, 2.5), "a title that is wider than the map of few places, were it not enlarged")

@@ -132,6 +132,22 @@ def test_a_prior_that_knows_nothing(shared_bundle, codes, tmp_path):
     assert report["positions"] == [[round(math.log(16), 4)] * 4] * 4
 
 
+@pytest.mark.parametrize(("factor", "broken"), [(math.nan, 40), (1e6, 0)])
+def test_a_prior_whose_nats_are_beyond_all_bounds_is_reported_on(shared_bundle, tmp_path, capsys, factor, broken):
+    pipeline = TextToImage.from_pretrained(shared_bundle)
+    with torch.no_grad():
+        pipeline.prior.image_head.weight.mul_(factor)
+    pipeline.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    report = report_of(*DRAWINGS, "--samples=2", "--n=2", "--seed=-1", model=tmp_path / "model", out=out)
+    written = json.loads((out / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert (out / "positions.png").is_file()
+    assert report["not_finite"] == written["not_finite"] == broken
+    assert not math.isfinite(report["image"]["perplexity"]) and written["image"]["perplexity"] is None
+    assert written["text"]["perplexity"] > 1 and written["samples"]["seed"] == -1
+    assert ("40 pictures have nats that are not finite" in capsys.readouterr().out) == bool(broken)
+
+
 def test_drawings_captions_are_sampled_from_unless_told_otherwise(shared_bundle, codes, captioned, tmp_path, capsys):
     """Codes of drawings too: it is the captions that decide. Of others none are, and that is said."""
     common = {"model": shared_bundle, "out": tmp_path / "out", "top_k": 3}

@@ -1,5 +1,16 @@
+import json
+import math
+
 from data.split import split_by_key
-from evaluation.shared import choose, which_split
+from evaluation.shared import choose, which_split, write_report
+
+
+def test_what_json_has_no_number_for_is_null(tmp_path):
+    report = {"a": math.nan, "b": [{"c": (1.5, -math.inf)}, "NaN", None, 3]}
+    write_report(report, tmp_path / "out")
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert json.loads(text) == {"a": None, "b": [{"c": [1.5, None]}, "NaN", None, 3]}
+    assert math.isnan(report["a"]), "what is reported to the caller stays"
 
 
 def test_the_choice_of_pictures():
