@@ -61,7 +61,7 @@ def _times(report: dict[str, Any]) -> list[str]:
     if sampling:
         lines.append(
             f"{'sampling':<14}{sampling['ms_per_token']:>10.3f} ms a token of one picture, "
-            f"{sampling['guided_ms_per_token']:.3f} guided"
+            f"{sampling['guided_ms_per_token']:.3f} guided; not compiled"
         )
     lines.append(f"{'ms of layers':<14}{'attention':>10}{'MLP':>10}" + f"{'a token':>12}{'MLP':>10}" * bool(sampling))
     for number, layer in enumerate(forward["layers"]):

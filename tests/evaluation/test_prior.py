@@ -95,6 +95,7 @@ def test_all_figures(shared_bundle, clip_folder, tmp_path, capsys):
     assert all(set(row["best"]) == {"prior", "clip"} for row in report["samples"]["sampled"])
     said = capsys.readouterr().out
     assert f"{report['pictures']} pictures of 16 pixels in 4x4 codes of 16 (split val), float32" in said
+    assert " guided; not compiled\n" in said
     for label in (
         "image",
         "no caption",
