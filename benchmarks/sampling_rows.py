@@ -76,18 +76,26 @@ def measure(job: Job) -> tuple[list[Row], list[Gate]]:
     Raises ValueError where they do not.
     """
     memory = PeakMemory(job.device)
-    rows, ours = [], []
+    rows, gates = [], []
     for batch in sorted(job.batches):
-        torch.compiler.reset()  # or what was compiled for another batch size makes this one's shapes dynamic
         case = Case(sizes=job.sizes, batch=batch, dtype=job.dtype, device=job.device)
-        samplers = line_up(job.name, case)
-        rows += timed(case, samplers, memory, job.repeats)
-        ours += [(name, sampler) for name, sampler in samplers.items() if isinstance(sampler, Ours)]
-    if job.name == EAGER:
-        ours.append(("ours, greedily", greedy_draw(ours[0][1])))
+        of_case, agreed = measure_case(job, case, memory)
+        rows += of_case
+        gates += agreed
     clock = make_clock("events" if job.device.startswith("cuda") else "wall", job.device)
     limit = measure_reads(job.device, clock, quick=job.quick)
-    return [Row(**row, limit_gb_per_s=limit / 1e9) for row in rows], [gate(*each) for each in ours]
+    return [Row(**row, limit_gb_per_s=limit / 1e9) for row in rows], gates
+
+
+def measure_case(job: Job, case: Case, memory: PeakMemory) -> tuple[list[dict], list[Gate]]:
+    """Rows but for the limit, and gates. No sampler outlives it: the memory of the next case's is its own."""
+    torch.compiler.reset()  # or what was compiled for another batch size makes this one's shapes dynamic
+    samplers = line_up(job.name, case)
+    rows = timed(case, samplers, memory, job.repeats)
+    ours = [(name, sampler) for name, sampler in samplers.items() if isinstance(sampler, Ours)]
+    if job.name == EAGER and case.batch == min(job.batches):
+        ours.append(("ours, greedily", greedy_draw(ours[0][1])))
+    return rows, [gate(*each) for each in ours]
 
 
 def greedy_draw(ours: Ours) -> Ours:

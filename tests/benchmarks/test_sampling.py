@@ -1,17 +1,18 @@
 """The benchmark of sampling: that it runs, that wrong tokens end it, and what it says of rows made up."""
 
 import json
+import weakref
 
 import pytest
 import torch
 
-from benchmarks import samplers
+from benchmarks import samplers, sampling_rows
 from benchmarks import sampling as script
 from benchmarks.prior_contestants import QUICK, make_ours, make_selective
 from benchmarks.prior_goals import sampling_verdicts
 from benchmarks.samplers import Case, Ours, prepare_ours
 from benchmarks.sampling_gate import in_float32
-from benchmarks.sampling_rows import Job, Row, gate, measure
+from benchmarks.sampling_rows import Job, Row, gate, measure, timed
 from transformer.decoding import generate
 from transformer.sampling import SamplingConfig
 from transformer.serving import WEIGHTS
@@ -119,8 +120,22 @@ def test_greedy_tokens_are_checked_beside_those_that_are_timed():
     rows, gates = measure(job)
     assert [(row.name, row.batch) for row in rows] == [("ours, not compiled", 1), ("ours, not compiled", 2)]
     assert [(each.name, each.batch) for each in gates] == [
-        ("ours, not compiled", 1), ("ours, not compiled", 2), ("ours, greedily", 1)
+        ("ours, not compiled", 1), ("ours, greedily", 1), ("ours, not compiled", 2)
     ]  # fmt: skip
+
+
+def test_the_memory_of_a_batch_size_is_not_that_of_those_before_it(monkeypatch):
+    priors, alive = [], []
+
+    def watched(case, samplers, *rest):
+        priors.append(weakref.ref(samplers["ours, not compiled"].prior))
+        alive.append(sum(prior() is not None for prior in priors))
+        return timed(case, samplers, *rest)
+
+    monkeypatch.setattr(sampling_rows, "timed", watched)
+    name, settings = "ours, not compiled", {"dtype": "float32", "sizes": QUICK, "device": "cpu"}
+    measure(Job(name=name, batches=(1, 2, 4), repeats=1, quick=True, **settings))
+    assert alive == [1, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
