@@ -7,7 +7,6 @@ exact for costs that grow as a cubic of the length.
 Shapes: B batch, h w token grid, V text vocabulary, K codebook.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +26,7 @@ from benchmarks.prior_contestants import (
     make_selective,
 )
 from benchmarks.step_bytes import llama_bytes, prior_bytes
+from evaluation.shared import now
 from transformer.decoding import UNKNOWN, generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
@@ -83,16 +83,11 @@ class Stopwatch:
     """Seconds since it was made, when the device has done what it was given."""
 
     def __init__(self, device: str) -> None:
-        self.device = device
-        self.start = self._now()
+        self.device = torch.device(device)
+        self.start = now(self.device)
 
     def read(self) -> float:
-        return self._now() - self.start
-
-    def _now(self) -> float:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return now(self.device) - self.start
 
 
 def prepare_ours(sizes: Sizes, dtype: str, device: str) -> Prior:
