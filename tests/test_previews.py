@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from completion import Original, Place, Unmasked, Variation
-from pipeline import repeat, to_pil_images
+from data.transforms import to_pil_images
+from pipeline import repeat
 from previews import Previews, decode_known
 from transformer.decoding import UNKNOWN
 from transformer.sampling import SamplingConfig
