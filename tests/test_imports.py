@@ -18,6 +18,7 @@ LIBRARY = (*ROOMS, "model_files", "muon", "previews", "batching", "pipeline", "e
 HELPERS = (
     "grids",
     "sample_files",
+    "sample_options",
     "sample_devices",
     "ranking",
     "streaming",
@@ -47,6 +48,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "metrics": (),
     "clip_scores": (),
     "sample_files": ("grids", "transformer.sampling", "transformer.serving"),
+    "sample_options": ("cli", "pipeline", "sample_files", "transformer.sampling", "transformer.serving"),
     "ranking": ("clip_scores", "sample_files", "transformer.likelihood"),
     "sample_devices": ("sample_files",),
     "cli": (),

@@ -13,6 +13,7 @@ from PIL import Image
 import cli
 import sample
 import sample_files
+import sample_options
 from tests.samples import manifest, pictures
 from tests.test_sample_files import ODD
 from vqvae.model import DiscreteVAE
@@ -308,7 +309,7 @@ def test_wrong_arguments(fails, args, said):
 )
 def test_more_devices_than_there_are(fails, monkeypatch, device, said):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(sample, "usable_device", torch.device)
+    monkeypatch.setattr(sample_options, "usable_device", torch.device)
     assert said in fails("a red circle", "--device", device, "--devices", "3")
 
 
