@@ -56,4 +56,5 @@ def uniform_noise(seeds: Tensor, count: int) -> Tensor:
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    return (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # inside (0, 1)
+    """Inside (0, 1): of the highest bits, the sum would be rounded up to 1, whose logarithm no race survives."""
+    return ((_shift_right(bits, 11).double() + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from transformer.noise import exponential_noise, splitmix64, uniform_noise
+from transformer.sampling import sample_token
 
 
 def splitmix64_of_integers(seed: int, count: int) -> list[int]:
@@ -58,6 +59,34 @@ def test_noise_is_exponential():
         assert abs(sample.mean() - 1) < 0.01
         assert abs(sample.var() - 1) < 0.03
         assert abs((sample > 3).double().mean() - torch.tensor(-3.0).exp()) < 0.002
+
+
+def seed_that_gives(output: int, index: int) -> int:
+    """Whose generator's output number `index` this is: each of its operations backwards, modulo 2^64."""
+
+    def unshifted(z: int, bits: int) -> int:
+        x = z
+        for _ in range(64 // bits):
+            x = z ^ (x >> bits)
+        return x
+
+    z = unshifted(output, 31) * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
+    z = unshifted(z, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64
+    seed = (unshifted(z, 30) - (index + 1) * 0x9E3779B97F4A7C15) % 2**64
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+@pytest.mark.parametrize("bits", [0, 2**64 - 1])
+def test_the_extremes_of_the_bits_are_inside(bits):
+    """Those of code 3: neither 0 nor infinite, and a code that was cut is not drawn for it."""
+    seed = seed_that_gives(seed_that_gives(bits, 3) % 2**64, 0)
+    noise = exponential_noise(torch.tensor([seed]), 0, 5)
+    assert noise[0, 3] == (noise.max() if bits == 0 else noise.min())
+    assert noise.log().isfinite().all()
+    logits = torch.tensor([[0.0, 0.0, 0.0, -torch.inf, 0.0]])
+    assert sample_token(logits, noise) != 3
+    seed = seed_that_gives(seed_that_gives(bits, 3) % 2**64, 1)
+    assert 0 < uniform_noise(torch.tensor([seed]), 5)[0, 3] < 1
 
 
 def test_uniform_noise_is_uniform_and_its_seeds_own():
