@@ -172,7 +172,12 @@ class PriorSystem(pl.LightningModule):
 
     def _is_logged(self) -> bool:
         """Whether loggers read this step's values, or there are none yet: to log one takes the host up to 0.5 ms."""
-        return self.global_step == 0 or (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return self.global_step == 0 or self._loggers_read(self.global_step + 1)
+
+    def _loggers_read(self, updates: int) -> bool:
+        """Whether what is logged with the last of so many updates; Lightning's 0 stands for never."""
+        every = self.trainer.log_every_n_steps
+        return every > 0 and updates % every == 0
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         loss = self._loss(batch["text_tokens"], batch["image_tokens"])
@@ -221,7 +226,7 @@ class PriorSystem(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Plain numbers only where a logger reads all the others too: each is a wait for the device."""
-        if self.global_step != self._reported and self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step != self._reported and self._loggers_read(self.global_step):
             self._reported = self.global_step
             speed = self.throughput.report()
             self.log("train/tokens_per_s", speed["tokens_per_s"], prog_bar=True)
@@ -266,6 +271,8 @@ class PriorSystem(pl.LightningModule):
 
     def _warmup_and_plateau(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """Both change the step size by factors on what it is, so neither undoes the other; a LambdaLR would."""
+        if self.trainer.barebones:
+            raise ValueError("decay is plateau, expected cosine or none: a Trainer(barebones=True) keeps no val/loss")
         self._plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=self.optim.patience)
         schedulers = [{"scheduler": self._plateau, "reduce_on_plateau": False}]  # Lightning only saves and loads it
         if self.optim.warmup_steps > 1:

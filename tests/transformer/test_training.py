@@ -28,8 +28,10 @@ def fit(tmp_path, loader):
 
     def run(system: PriorSystem, ckpt_path: Path | None = None, **settings) -> pl.Trainer:
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        quiet |= {"enable_checkpointing": False, "log_every_n_steps": 1, "accelerator": "cpu"}
-        trainer = pl.Trainer(default_root_dir=tmp_path, **(quiet | settings))
+        quiet |= {"enable_checkpointing": False, "log_every_n_steps": 1}
+        if settings.get("barebones"):
+            quiet.clear()  # Lightning sets them itself, and takes no others
+        trainer = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **(quiet | settings))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of workers, which is none on purpose
             trainer.fit(system, loader, loader, ckpt_path=ckpt_path)
@@ -85,6 +87,17 @@ def test_loggers_read_all_of_every_third_step(make_config, fit, accumulate):
     assert sorted(read) == [2, 5]
     for names in read.values():
         assert names >= {name for name in KEYS if not name.startswith("val/")}
+
+
+@pytest.mark.parametrize("settings", [{"log_every_n_steps": 0}, {"barebones": True}])
+def test_a_run_whose_values_nobody_reads(make_config, fit, settings):
+    system = PriorSystem(make_config(), optim())
+    assert fit(system, max_steps=3, max_epochs=-1, gradient_clip_val=4.0, **settings).global_step == 3
+
+
+def test_a_plateau_wants_a_trainer_that_keeps_the_loss(make_config, fit):
+    with pytest.raises(ValueError, match=r"decay is plateau, .*: a Trainer\(barebones=True\) keeps no"):
+        fit(PriorSystem(make_config(), optim(decay="plateau")), barebones=True, max_steps=1)
 
 
 def test_gradients_are_clipped_by_norm(make_config, fit):
