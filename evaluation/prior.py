@@ -27,14 +27,13 @@ from evaluation.nats import measure, summary
 from evaluation.positions import heat_map
 from evaluation.prior_table import table
 from evaluation.shared import REPORT, choose, loading, report_folder, write_report
-from evaluation.timing import LayerClock, decoding_times, forward_times
+from evaluation.timing import LEAST_TIMED, LayerClock, decoding_times, forward_times
 from grids import save_png
 from pipeline import TextToImage, fingerprint, usable_device
 from transformer.sampling import SamplingConfig
 
 MAP = "positions.png"
 USUAL_SAMPLES = 64  # captions to sample from, where the checker can read them and no number is given
-LEAST_TIMED = 3  # image tokens
 
 
 class _Chosen(Dataset):

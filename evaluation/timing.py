@@ -1,7 +1,8 @@
 """Where the time of a prior goes: attention and MLP of each block, whole passes, and a token of sampling.
 
 Measured by hooks around the blocks' parts, each with the norm in front of it; the two additions of a block are in
-neither. Medians, the first of several left out.
+neither. On a GPU they leave marks among its work and wait for nothing, so passes take as long as without them. Medians,
+the first of several left out.
 
 Shapes: B batch, N positions, C n_embd, h w token grid.
 """
@@ -18,23 +19,30 @@ from evaluation.shared import now
 from transformer.decoding import UNKNOWN, generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
+from transformer.stepping import STEPS_BEFORE_CAPTURE
 
 PARTS = ("attention", "mlp")
 DECODED = 32  # tokens of sampling that are timed, at most: the last ones of a picture
+UNTIMED = 1 + STEPS_BEFORE_CAPTURE + 1
+"""Tokens before these: the first takes in all that is given, and the next of a GPU end with the first replay."""
+LEAST_TIMED = UNTIMED + 1  # image tokens
 REPEATS = 3
+
+Mark = float | torch.cuda.Event
 
 
 class LayerClock:
     """Times the blocks of a prior wherever they are called while it is open (`with clock:`), any number of times.
 
-    A block inside a compiled graph has no parts: of it nothing is seen.
+    A block inside a compiled graph has no parts, and one that is captured does not run: of them nothing is seen.
     """
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
         self.seconds: dict[tuple[int, str, tuple[int, int]], list[float]] = defaultdict(list)  # by layer, part, (B, N)
+        self._marks: list[tuple[tuple[int, str, tuple[int, int]], Mark, Mark]] = []  # since it was opened
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._started = 0.0
+        self._started: Mark = 0.0
 
     def __enter__(self) -> "LayerClock":
         for layer, block in enumerate(self.prior.blocks):
@@ -47,13 +55,19 @@ class LayerClock:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        for key, start, end in self._marks:
+            self.seconds[key].append(_seconds_between(start, end))
+        self._marks.clear()
 
     def _start(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._started = now(args[0].device)
+        if not _is_captured(args[0]):
+            self._started = _mark(args[0].device)
 
     def _stop(self, layer: int, part: str) -> Callable[..., None]:
         def stop(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self.seconds[layer, part, tuple(output.shape[:2])].append(now(output.device) - self._started)
+            if not _is_captured(output):
+                key = layer, part, tuple(output.shape[:2])
+                self._marks.append((key, self._started, _mark(output.device)))
 
         return stop
 
@@ -68,6 +82,26 @@ class LayerClock:
             | {f"{part}_ms": 1000 * warm_median(self.seconds[layer, part, shape]) for part in PARTS}
             for layer, pattern in enumerate(self.prior.patterns)
         ]
+
+
+def _is_captured(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _mark(device: torch.device) -> Mark:
+    """This moment, on a GPU of the work that it has been given."""
+    if device.type != "cuda":
+        return now(device)
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds_between(start: Mark, end: Mark) -> float:
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def warm_median(values: list[float]) -> float:
@@ -92,13 +126,14 @@ def decoding_times(prior: Prior, text_tokens: Tensor, image_tokens: Tensor) -> d
 
     Args:
         text_tokens: int64 (1, text_len - 1).
-        image_tokens: int64 (1, h, w), of at least 3 tokens; what precedes the last ones is given.
+        image_tokens: int64 (1, h, w), of at least LEAST_TIMED tokens; what precedes the last ones is given.
     """
     clock = LayerClock(prior)
     alone = [_seconds_a_token(prior, text_tokens, image_tokens, 1.0) for _ in range(1 + REPEATS)]
     guided = [_seconds_a_token(prior, text_tokens, image_tokens, 2.0) for _ in range(1 + REPEATS)]
-    with clock:
-        _seconds_a_token(prior, text_tokens, image_tokens, 1.0)
+    for _ in range(1 + REPEATS):  # of a captured step, the clock sees few
+        with clock:
+            _seconds_a_token(prior, text_tokens, image_tokens, 1.0)
     return {
         "tokens": _decoded(prior),
         "ms_per_token": 1000 * warm_median(alone),
@@ -108,17 +143,16 @@ def decoding_times(prior: Prior, text_tokens: Tensor, image_tokens: Tensor) -> d
 
 
 def _decoded(prior: Prior) -> int:
-    return min(DECODED, prior.config.image_len - 1)
+    return min(DECODED, prior.config.image_len - UNTIMED)
 
 
 def _seconds_a_token(prior: Prior, text_tokens: Tensor, image_tokens: Tensor, guidance_scale: float) -> float:
-    """The first token drawn takes in all before it: the time begins after it."""
-    given = prior.config.image_len - 1 - _decoded(prior)
+    given = prior.config.image_len - UNTIMED - _decoded(prior)
     known = torch.arange(prior.config.image_len, device=image_tokens.device).view(prior.config.grid_size) < given
     marks: list[float] = []
 
     def mark(done: int, total: int) -> None:
-        if done in (given + 1, total):
+        if done in (given + UNTIMED, total):
             marks.append(now(text_tokens.device))
 
     generate(

@@ -9,26 +9,23 @@ caption too (paired), the same B again.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed
 
 from transformer.attention import attend_image, attend_text
 from transformer.cache import KVCache
 from transformer.embeddings import PAD, null_captions
 from transformer.model import Prior
-from transformer.sampling import SamplingConfig, choose_token
+from transformer.sampling import SamplingConfig, SamplingTensors, choose_token
 from transformer.serving import cache_dtype
+from transformer.stepping import CapturedStep, CompiledStep
 
 UNKNOWN = -1
 """Marks a token that is to be drawn; codes are never negative."""
-COMPILED_STEPS = 64  # for so many kinds of prior, batch and settings at once; PyTorch's own limit is 8
-STEPS_BEFORE_CAPTURE = 3
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,12 @@ def decode_tokens(
     return prior.image_logits(prior.run_blocks(x, index + prior.config.text_len, attend)[:, -1])
 
 
-def put_token(decoding: Decoding, logits: Tensor, config: SamplingConfig) -> None:
+def put_token(decoding: Decoding, logits: Tensor, settings: SamplingTensors) -> None:
     """Draws the token at `decoding.index` from logits (rows, K), or takes the one given there, and moves on."""
     index = decoding.index.view(1)
     given = decoding.given.index_select(1, index)  # (B, 1)
-    choices = logits if config.guided else logits[: len(given)]
-    drawn = choose_token(choices, decoding.seeds, decoding.index, decoding.tokens.shape[1], config)[:, None]
+    choices = logits if settings.guided else logits[: len(given)]
+    drawn = choose_token(choices, decoding.seeds, decoding.index, decoding.tokens.shape[1], settings)[:, None]
     decoding.tokens.index_copy_(1, index, torch.where(given == UNKNOWN, drawn, given))
     if decoding.likelihoods is not None:
         decoding.likelihoods.add_(_likelihoods(logits, drawn).where(given == UNKNOWN, 0.0))
@@ -87,12 +84,12 @@ def _likelihoods(logits: Tensor, drawn: Tensor) -> Tensor:
     return torch.cat([cond.gather(1, drawn), null.gather(1, drawn), expected], dim=1)
 
 
-def decode_step(prior: Prior, decoding: Decoding, config: SamplingConfig) -> None:
+def decode_step(prior: Prior, decoding: Decoding, settings: SamplingTensors) -> None:
     """Takes in the token before `decoding.index` and draws the one there."""
     last = decoding.index - 1
     tokens = decoding.tokens.index_select(1, last.view(1))
-    tokens = tokens.repeat(1 + _paired(config, decoding.likelihoods), 1)
-    put_token(decoding, decode_tokens(prior, tokens, last, decoding.cache, decoding.prefix_lengths), config)
+    tokens = tokens.repeat(1 + _paired(settings, decoding.likelihoods), 1)
+    put_token(decoding, decode_tokens(prior, tokens, last, decoding.cache, decoding.prefix_lengths), settings)
 
 
 @torch.no_grad()
@@ -128,21 +125,22 @@ def generate(
         int64 (B, h, w).
 
     Raises:
-        ValueError: shapes that do not fit each other or the prior, ids outside the vocabularies, or a step that cannot
-            be compiled here.
+        ValueError: shapes that do not fit each other or the prior, no caption, ids outside the vocabularies, or a step
+            that cannot be compiled here.
     """
     grid_size, image_len = prior.config.grid_size, prior.config.image_len
     given = text_tokens.new_full((len(text_tokens), *grid_size), UNKNOWN) if given is None else given
     _check_inputs(prior, text_tokens, seeds, given, likelihoods)
-    seeds = seeds.to(text_tokens.device)
-    decoding, logits = _begin(prior, text_tokens, seeds, given.flatten(1), likelihoods, config, compile)
+    seeds, settings = seeds.to(text_tokens.device), config.tensors(text_tokens.device)
+    decoding, logits = _begin(prior, text_tokens, seeds, given.flatten(1), likelihoods, settings, compile)
     done = int(decoding.index)
     report = _Reports(decoding.tokens, grid_size, progress, after_row)
     report(done)
     if done < image_len:
-        put_token(decoding, logits, config)
+        put_token(decoding, logits, settings)
         report(done + 1)
-    for count, step in zip(range(done + 2, image_len + 1), _steps(prior, decoding, config, compile), strict=False):
+    step = _step(prior, decoding, settings, compile)
+    for count in range(done + 2, image_len + 1):
         step()
         report(count)
     return decoding.tokens.unflatten(1, grid_size)
@@ -154,13 +152,13 @@ def _begin(
     seeds: Tensor,
     given: Tensor,
     likelihoods: Tensor | None,
-    config: SamplingConfig,
+    settings: SamplingTensors,
     compiled: bool,
 ) -> tuple[Decoding, Tensor]:
     """With the text and the tokens that all samples begin with in the cache; and the logits (rows, K) after them."""
     texts, samples = _shared_texts(text_tokens)
     owners = torch.arange(len(texts), device=texts.device)
-    paired = _paired(config, likelihoods)
+    paired = _paired(settings, likelihoods)
     if paired:  # the rows without a caption follow: both run in one batch, which reads the weights once
         null = null_captions(1, texts.shape[1] + 1, texts.device)
         texts, owners = torch.cat([texts, null]), torch.cat([owners, torch.full_like(owners, len(texts))])
@@ -190,52 +188,16 @@ def _known_beginning(given: Tensor) -> int:
     return int((given != UNKNOWN).all(dim=0).long().cumprod(dim=0).sum())
 
 
-def _paired(config: SamplingConfig, likelihoods: Tensor | None) -> bool:
-    return config.guided or likelihoods is not None
+def _paired(settings: SamplingTensors, likelihoods: Tensor | None) -> bool:
+    return settings.guided or likelihoods is not None
 
 
-def _steps(prior: Prior, decoding: Decoding, config: SamplingConfig, compile: bool) -> Iterator[Callable[[], None]]:
-    """The step, as often as it is asked for, each to be called before the next: at last in its quickest form."""
-    step = partial(_compiled_step if compile else decode_step, prior, decoding, config)
-    if decoding.tokens.is_cuda:
-        yield from _captured(step)
-    elif compile:
-        with torch._dynamo.config.patch(recompile_limit=COMPILED_STEPS):
-            yield partial(_first_compiled, step)
-        yield from repeat(partial(_unguarded, step))
-    else:
-        yield from repeat(step)
-
-
-def _first_compiled(step: Callable[[], None]) -> None:
-    try:
-        step()
-    except BackendCompilerFailed as error:
-        raise ValueError(f"decoding cannot be compiled here: {str(error).splitlines()[0]}") from error
-
-
-def _unguarded(step: Callable[[], None]) -> None:
-    """A compiled step after the first: nothing has changed since but what lies in tensors, and to ask whether it has
-    would take half a millisecond."""
-    with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-        step()
-
-
-def _captured(step: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """The first steps on a stream of their own, as captures want to be preceded; then one CUDA graph."""
-    stream = torch.cuda.Stream()
-
-    def on_stream() -> None:
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-
-    yield from repeat(on_stream, STEPS_BEFORE_CAPTURE)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    yield from repeat(graph.replay)
+def _step(prior: Prior, decoding: Decoding, settings: SamplingTensors, compile: bool) -> Callable[[], None]:
+    """The step in its quickest form, to be called for each token."""
+    step: Callable[[], None] = partial(_compiled_step if compile else decode_step, prior, decoding, settings)
+    if compile:
+        step = CompiledStep(step)
+    return CapturedStep(step, decoding.tokens.device) if decoding.tokens.is_cuda else step
 
 
 _compiled_step = torch.compile(decode_step, fullgraph=True, dynamic=False)
@@ -262,6 +224,8 @@ class _Reports:
 
 def _check_inputs(prior: Prior, text_tokens: Tensor, seeds: Tensor, given: Tensor, likelihoods: Tensor | None) -> None:
     prior.check_text(text_tokens)
+    if not len(text_tokens):
+        raise ValueError(f"text_tokens are {tuple(text_tokens.shape)}, expected at least one caption")
     batch, sizes = len(text_tokens), prior.config
     if seeds.shape != (batch,) or seeds.dtype != torch.long:
         raise ValueError(

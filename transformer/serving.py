@@ -21,6 +21,9 @@ Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS = ("float32", "bfloat16", "int8")
 FEW_ROWS = 8
 """Up to so many vectors a CPU multiplies one after the other while a row of the matrix is at hand."""
+GROUPED_ROWS = 32
+"""Up to so many, a compiled step takes so few at a time, which reads narrow weights several times: to widen them for a
+library's product takes as long from here on."""
 
 
 class ServingLinear(nn.Module):
@@ -40,30 +43,45 @@ class ServingLinear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        few = x.device.type == "cpu" and x[..., 0].numel() <= FEW_ROWS
-        y = _few_rows(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1) if few else _many_rows(x, self.weight)
+        y = _product(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
         y = y if self.scale is None else y * self.scale
         return y if self.bias is None else y + self.bias
 
 
-def _many_rows(x: Tensor, weight: Tensor) -> Tensor:
-    if weight.dtype == torch.int8:
-        weight = weight.to(x.dtype)
-    return F.linear(x.to(weight.dtype), weight).to(x.dtype)
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """(rows, K) and (N, K) -> (rows, N), x W^T: sums in x's dtype of x as it is, so that no row depends on the others
+    by more than the order of a sum."""
+    rows, narrow = len(x), weight.dtype in (torch.bfloat16, torch.int8)
+    if x.device.type == "cpu" and rows <= FEW_ROWS:
+        return _few_rows(x, weight)
+    if x.device.type == "cpu" and narrow and rows <= GROUPED_ROWS and torch.compiler.is_compiling():
+        return torch.cat([_few_rows(group, weight) for group in x.split(FEW_ROWS)])
+    if x.is_cuda and narrow and x.dtype == torch.float32:
+        return _by_tensor_cores(x, weight.bfloat16())  # which every int8 is
+    return F.linear(x, weight.to(x.dtype))
 
 
 def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """(rows, K) and (N, K) -> (rows, N): the libraries' products of so few rows take up to three times as long as
-    reading the weights does (docs/log.md)."""
+    """The libraries' products of so few rows take up to three times as long as reading the weights does
+    (docs/log.md)."""
     if torch.compiler.is_compiling():
         # Sums that a compiler takes into one loop over the weights, each row of which it reads once for all of x.
         return torch.stack([(weight * row).sum(dim=-1) for row in computed_once(x).unbind()])
-    if weight.dtype != torch.float32:
-        return _many_rows(x, weight)
+    if weight.dtype != x.dtype:
+        return F.linear(x, weight.to(x.dtype))
     if len(x) == 1:  # of two, the same library makes a product at the memory's speed
         x = x.repeat(2, 1)
         return (weight @ x.T).T[:1]
     return (weight @ x.T).T
+
+
+def _by_tensor_cores(x: Tensor, weight: Tensor) -> Tensor:
+    """Of a float32 x, which three bfloat16 numbers add up to: three times the rows, by one reading of the weights."""
+    parts = []
+    for _ in range(3):
+        parts.append(x.bfloat16())
+        x = x - parts[-1]
+    return torch.mm(torch.cat(parts), weight.T, out_dtype=torch.float32).unflatten(0, (3, -1)).sum(dim=0)
 
 
 def for_decoding(prior: Prior, weights: Weights = "float32") -> Prior:

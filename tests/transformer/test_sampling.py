@@ -10,7 +10,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer import decoding, sampling
 from transformer.decoding import decode_step, generate
 from transformer.noise import exponential_noise
-from transformer.sampling import SamplingConfig, choose_token, guide, sample_token, scheduled_scale, warp_logits
+from transformer.sampling import (
+    SamplingConfig,
+    SamplingTensors,
+    choose_token,
+    guide,
+    sample_token,
+    scheduled_scale,
+    warp_logits,
+)
+
+
+def on_cpu(**settings) -> SamplingTensors:
+    return SamplingConfig(**settings).tensors(torch.device("cpu"))
 
 
 class _NoFloat64(TorchDispatchMode):
@@ -34,9 +46,9 @@ def test_devices_without_float64_draw_on_the_cpu(monkeypatch, settings):
         seeds = torch.zeros(2, dtype=torch.int64, device="cuda")
         index = torch.tensor(3, device="cuda")
         with pytest.raises(TypeError, match="float64 on cuda"):
-            choose_token(logits, seeds, index, 12, config)
+            choose_token(logits, seeds, index, 12, config.tensors(logits.device))
         monkeypatch.setattr(sampling, "WITHOUT_FLOAT64", (*sampling.WITHOUT_FLOAT64, "cuda"))
-        token = choose_token(logits, seeds, index, 12, config)
+        token = choose_token(logits, seeds, index, 12, config.tensors(logits.device))
     assert (token.shape, token.dtype, token.device.type) == ((2,), torch.int64, "cuda")
 
 
@@ -48,8 +60,8 @@ def test_guidance_ends():
 
 
 def scale(index: int, schedule: str, image_len: int = 5, guidance_scale: float = 3.0) -> float:
-    config = SamplingConfig(guidance_scale=guidance_scale, guidance_schedule=schedule)
-    return float(scheduled_scale(config, torch.tensor(index), image_len))
+    settings = on_cpu(guidance_scale=guidance_scale, guidance_schedule=schedule)
+    return float(scheduled_scale(settings, torch.tensor(index), image_len))
 
 
 @pytest.mark.parametrize(
@@ -75,9 +87,9 @@ def test_a_token_is_guided_by_the_scale_of_its_place():
     cond, null = torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([[3.0, -1.0, 5.0]])
 
     def tokens(schedule: str) -> list[int]:
-        config = SamplingConfig(temperature=0, guidance_scale=3.4, guidance_schedule=schedule)
+        settings = on_cpu(temperature=0, guidance_scale=3.4, guidance_schedule=schedule)
         logits = torch.cat([cond, null])
-        return [int(choose_token(logits, torch.zeros(1).long(), torch.tensor(i), 6, config)) for i in range(6)]
+        return [int(choose_token(logits, torch.zeros(1).long(), torch.tensor(i), 6, settings)) for i in range(6)]
 
     assert tokens("constant") == [1] * 6
     assert tokens("linear") == [0, 0, 0, 1, 1, 1]  # 1, 1.48, 1.96, 2.44, ...
@@ -104,17 +116,20 @@ def test_every_setting_is_compiled_in_some_test():
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings) or "usual")
 def test_one_graph_for_all_positions_draws_as_without_a_compiler(settings):
-    """No value of a tensor is asked for, and the position does not make another graph."""
+    """No value of a tensor is asked for; neither the position nor another temperature, scale or cut of the same kind
+    makes another graph."""
     torch.manual_seed(0)
-    config, seeds = SamplingConfig(**settings), torch.arange(64)
+    seeds, factors = torch.arange(64), (1, 1.1, 0.9, 0.8)
+    numbers = [name for name in settings if isinstance(settings[name], float)]
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(choose_token, backend=counter, fullgraph=True, dynamic=False)
     drawn = []
-    for index in map(torch.tensor, range(4)):
-        logits = 2 * torch.randn(128 if config.guided else 64, 13)
-        drawn.append(choose_token(logits, seeds, index, 12, config))
-        assert torch.equal(compiled(logits, seeds, index, 12, config), drawn[-1])
+    for index, factor in enumerate(factors):
+        varied = on_cpu(**settings | {name: factor * settings[name] for name in numbers})
+        logits = 2 * torch.randn(128 if varied.guided else 64, 13)
+        drawn.append(choose_token(logits, seeds, torch.tensor(index), 12, varied))
+        assert torch.equal(compiled(logits, seeds, torch.tensor(index), 12, varied), drawn[-1])
     assert counter.frame_count == 1
     assert torch.stack(drawn).unique().numel() > 5, "they are to differ, or the test shows nothing"
 
@@ -132,7 +147,7 @@ def test_the_whole_step_is_one_graph_with_all_of_them(make_prior, make_batch, mo
 
 
 def probabilities(logits: list[float], **settings) -> list[float]:
-    return warp_logits(torch.tensor([logits]), SamplingConfig(**settings)).softmax(dim=-1)[0].tolist()
+    return warp_logits(torch.tensor([logits]), on_cpu(**settings)).softmax(dim=-1)[0].tolist()
 
 
 EIGHTHS = [math.log(1 / 8), math.log(4 / 8), math.log(1 / 8), math.log(2 / 8)]
@@ -190,8 +205,8 @@ def test_rounding_hardly_ever_changes_a_draw():
 
 def test_temperature_zero_ignores_noise_and_cuts():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    for config in (SamplingConfig(temperature=0), SamplingConfig(temperature=0, top_k=2, top_p=0.5)):
-        drawn = {int(choose_token(logits, torch.tensor([seed]), torch.tensor(0), 12, config)) for seed in range(20)}
+    for settings in (on_cpu(temperature=0), on_cpu(temperature=0, top_k=2, top_p=0.5)):
+        drawn = {int(choose_token(logits, torch.tensor([seed]), torch.tensor(0), 12, settings)) for seed in range(20)}
         assert drawn == {1}
 
 
@@ -201,6 +216,7 @@ def test_temperature_zero_ignores_noise_and_cuts():
         ({"temperature": -0.1}, r"temperature is -0\.1"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": math.inf}, "temperature is inf"),
+        ({"temperature": 1e-40}, r"temperature is 1e-40, expected 0 or 1e-06 to 1e\+06"),
         ({"top_k": 0}, "top_k is 0, expected a whole number"),
         ({"top_k": 0.9}, r"top_k is 0\.9, expected a whole number"),
         ({"top_k": True}, "top_k is True"),
@@ -211,7 +227,7 @@ def test_temperature_zero_ignores_noise_and_cuts():
         ({"min_p": 1.1}, r"min_p is 1\.1"),
         ({"min_p": math.nan}, "min_p is nan"),
         ({"guidance_scale": -1.0}, r"guidance_scale is -1\.0"),
-        ({"guidance_scale": math.inf}, "guidance_scale is inf"),
+        ({"guidance_scale": math.inf}, r"guidance_scale is inf, expected 0 to 1e\+06"),
         ({"guidance_schedule": "cosin"}, "guidance_schedule is 'cosin', expected one of constant, linear, cosine"),
     ],
 )

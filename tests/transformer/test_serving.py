@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from transformer import serving
 from transformer.config import PriorConfig
 from transformer.decoding import generate
 from transformer.model import Prior
 from transformer.sampling import SamplingConfig
-from transformer.serving import FEW_ROWS, WEIGHTS, ServingLinear, cache_dtype, for_decoding
+from transformer.serving import FEW_ROWS, GROUPED_ROWS, WEIGHTS, ServingLinear, cache_dtype, for_decoding
 
-ROWS = pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 3), (FEW_ROWS, 1), (FEW_ROWS + 1, 1), (2, 7)])
+NUMBERS = (1, 2, 3, FEW_ROWS, FEW_ROWS + 1, 2 * FEW_ROWS, GROUPED_ROWS, GROUPED_ROWS + 1)
+ROWS = pytest.mark.parametrize("shape", [*((rows, 1) for rows in NUMBERS), (1, 3), (2, 7)])
+COMPILED = pytest.mark.parametrize("compiled", [False, True])
 
 
 def linear(bias: bool) -> nn.Linear:
@@ -25,11 +28,24 @@ def test_float32_is_the_layer(shape, bias):
     torch.testing.assert_close(ServingLinear(layer, "float32")(x), layer(x), atol=1e-6, rtol=1e-5)
 
 
+@pytest.fixture
+def serve():
+    """A layer, run as it is or as a compiler is given it."""
+
+    def serve(layer: nn.Linear, weights: str, compiled: bool = False):
+        served = ServingLinear(layer, weights)
+        return torch.compile(served, backend="aot_eager", fullgraph=True, dynamic=False) if compiled else served
+
+    torch._dynamo.reset()
+    return serve
+
+
 @ROWS
-def test_int8_is_the_layer_of_rounded_weights(shape):
+@COMPILED
+def test_int8_is_the_layer_of_rounded_weights(serve, shape, compiled):
     """Each weight is off by at most half of 1/127 of its row's largest."""
     layer, x = linear(True), torch.randn(*shape, 48)
-    served = ServingLinear(layer, "int8")
+    served = serve(layer, "int8", compiled)
     rounded = served.weight * served.scale[:, None]
     assert ((rounded - layer.weight).abs() <= layer.weight.abs().amax(dim=1, keepdim=True) / 253).all()
     assert served.weight.abs().max() == 127
@@ -37,11 +53,43 @@ def test_int8_is_the_layer_of_rounded_weights(shape):
 
 
 @ROWS
-def test_bfloat16_is_the_layer_of_rounded_weights(shape):
+@COMPILED
+def test_bfloat16_is_the_layer_of_rounded_weights(serve, shape, compiled):
+    """Activations are not rounded."""
     layer, x = linear(False), torch.randn(*shape, 48)
-    found = ServingLinear(layer, "bfloat16")(x)
+    found = serve(layer, "bfloat16", compiled)(x)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, x @ layer.weight.bfloat16().float().T, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(found, x @ layer.weight.bfloat16().float().T, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_a_gpus_products_of_16_bits_add_up_to_those_of_32(monkeypatch, weights):
+    """By a CPU, whose products of bfloat16 with float32 sums have to be made up."""
+    size = torch.logspace(-6, 6, 5)[:, None]
+    layer, x = linear(True), size * torch.randn(5, 48)
+    served, asked = ServingLinear(layer, weights), []
+
+    def mm(a, b, out_dtype):
+        asked.append((a.dtype, b.dtype, out_dtype, len(a)))
+        return a.float() @ b.float()
+
+    monkeypatch.setattr(torch, "mm", mm)
+    found = serving._by_tensor_cores(x, served.weight.bfloat16())
+    assert asked == [(torch.bfloat16, torch.bfloat16, torch.float32, 15)]
+    expected = x.double() @ served.weight.double().T
+    error = (found - expected).abs() / (size * served.weight.float().abs().max())
+    assert error.max() < 5e-6  # three parts come to 1e-6, two to 3e-5 and one to 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@ROWS
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_gpus_layer_is_a_cpus(shape, weights):
+    layer, x = linear(True), torch.randn(*shape, 48)
+    served = ServingLinear(layer, weights)
+    expected = served(x)
+    torch.testing.assert_close(served.cuda()(x.cuda()).cpu(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_row_of_zeros_stays_zero():
