@@ -16,7 +16,7 @@ from torch import Tensor
 
 BATCH_SIZE = 64
 CONFIG = "open_clip_config.json"
-UNREADABLE = (RuntimeError, OSError, ValueError, KeyError, TypeError, ImportError, pickle.UnpicklingError)
+UNREADABLE = (RuntimeError, AssertionError, OSError, ValueError, KeyError, TypeError, ImportError)
 
 
 class ClipScores:
@@ -37,6 +37,8 @@ class ClipScores:
         try:
             self.model, self._transform = open_clip.create_model_from_pretrained(name, weights, device=device)
             self._tokenize = open_clip.get_tokenizer(name)
+        except pickle.UnpicklingError as error:  # whose message is advice to run whatever code the file holds
+            raise ValueError(f"{path} cannot be read as a model of open_clip: its weights are no tensors") from error
         except UNREADABLE as error:
             why = " ".join(str(error).split())
             raise ValueError(f"{path} cannot be read as a model of open_clip: {why}") from error

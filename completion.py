@@ -80,7 +80,12 @@ class FirstRows:
     def notes(self, place: Place) -> list[str]:
         if self.rows > place.image_size:
             raise ValueError(f"{self.rows} rows of pixels are to be kept, but pictures have {place.image_size}")
-        used = self._token_rows(place) * place.image_size // place.grid_size[0]
+        of_tokens = place.image_size // place.grid_size[0]
+        if self.rows < of_tokens:
+            raise ValueError(
+                f"{self.rows} rows of pixels are to be kept, expected at least {of_tokens}, a row of tokens' number"
+            )
+        used = self._token_rows(place) * of_tokens
         shorter = f"of the {self.rows} rows of pixels asked for, the first {used} are whole rows of tokens"
         return ([] if used == self.rows else [shorter]) + _notes_of_region(self.keep(place, torch.zeros(1))[0])
 

@@ -142,6 +142,8 @@ def _draw(
     """Writes each picture as soon as it is drawn; calls `tick` after each code."""
     if not samples:
         return
+    if options.compile and not silent:
+        print("the step that draws a code is being compiled, which takes a minute or two", flush=True)
 
     def progress(done: int, _: int) -> None:
         tick()

@@ -1,7 +1,7 @@
 """How fast are pictures' tokens drawn, beside others in the same run, and how near is that to the memory's rate?
 
     python -m benchmarks.sampling --out benchmarks/results/sampling-cpu.json
-    python -m benchmarks.sampling --quick                   # a minute or two: that it runs; says nothing about speed
+    python -m benchmarks.sampling --quick                   # a few minutes: that it runs; says nothing about speed
     python -m benchmarks.sampling --batch 1 2 8 --dtypes bfloat16 --only ours
     python -m benchmarks.sampling --device cuda
 
@@ -123,7 +123,8 @@ def report(
     judged = sampling_verdicts(rows, args.device)
     if args.quick:
         print("--quick is no measure of speed")
-    print_verdicts(judged)
+    else:
+        print_verdicts(judged)
     result: dict[str, Any] = {
         "benchmark": "sampling",
         **circumstances(args.device),

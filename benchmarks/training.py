@@ -1,7 +1,7 @@
 """How fast does a prior train, beside others in the same run, and how near is that to the peak of matrix products?
 
     python -m benchmarks.training --out benchmarks/results/training-cpu.json
-    python -m benchmarks.training --quick                   # a minute or two: that it runs; says nothing about speed
+    python -m benchmarks.training --quick                   # a few minutes: that it runs; says nothing about speed
     python -m benchmarks.training --only Llama --dtypes bfloat16 --batch 4
     python -m benchmarks.training --device cuda --batch 32
 
@@ -192,7 +192,8 @@ def report(
     judged = training_verdicts(rows, overheads, args.device)
     if args.quick:
         print("--quick is no measure of speed")
-    print_verdicts(judged)
+    else:
+        print_verdicts(judged)
     result: dict[str, Any] = {
         "benchmark": "training",
         **circumstances(args.device),

@@ -53,6 +53,17 @@ def test_a_checkpoint_by_the_name_of_its_architecture(tmp_path, clip_folder, pic
         ClipScores(tmp_path / "epoch_1.pt")
 
 
+def test_a_checkpoint_of_something_else(tmp_path, clip_folder):
+    rubbish = tmp_path / "README.md"
+    rubbish.write_text("# Not weights")
+    with pytest.raises(
+        ValueError, match=r"README.md cannot be read as a model of open_clip: its weights are no tensors$"
+    ):
+        ClipScores(rubbish, "ViT-S-32-alt")
+    with pytest.raises(ValueError, match=f"{WEIGHTS} cannot be read as a model of open_clip: "):
+        ClipScores(clip_folder / WEIGHTS, "ViT-S-32-alt")
+
+
 def test_nothing_there(tmp_path, clip_folder):
     with pytest.raises(ValueError, match=r"no such file or folder: .*nowhere"):
         ClipScores(tmp_path / "nowhere")

@@ -93,10 +93,6 @@ def test_what_first_rows_come_to_is_said():
         "of the 7 rows of pixels asked for, the first 4 are whole rows of tokens",
         "4 of 16 tokens are kept",
     ]
-    assert FirstRows(3).notes(PLACE) == [
-        "of the 3 rows of pixels asked for, the first 0 are whole rows of tokens",
-        "no token of the picture is kept whole: all 16 are drawn, as without it",
-    ]
 
 
 # Masks
@@ -249,6 +245,7 @@ def test_a_small_picture_is_enlarged_and_that_is_said(pipeline):
     ("rule", "message"),
     [
         (lambda: FirstRows(0), "0 rows of pixels are to be kept, expected at least 1"),
+        (lambda: FirstRows(3), "3 rows of pixels are to be kept, expected at least 4, a row of tokens' number"),
         (lambda: FirstRows(17), "17 rows of pixels are to be kept, but pictures have 16"),
         (lambda: FirstRows(16), "all 16 tokens of the picture are to be kept"),
         (lambda: Unmasked(mask()), "all 16 tokens of the picture are to be kept"),
