@@ -111,7 +111,8 @@ class TextToImage:
         Args:
             folder: where it lies.
             device: where to draw.
-            weights: what the prior's weights are kept as: "float32", or to draw quicker "bfloat16" or "int8".
+            weights: what the prior's weights are kept as: "float32", or to draw quicker "bfloat16" (compiled, or on a
+                GPU) or "int8" (compiled, on a CPU).
             compile: have steps of decoding compiled, which pays for many pictures.
 
         Raises ValueError for files that are missing, damaged or not made for each other, or a device that is not there.

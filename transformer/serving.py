@@ -1,9 +1,13 @@
 """A prior's weights as decoding reads them best: float32, or bfloat16 or int8 with everything else as it was.
 
 A step of decoding multiplies each weight matrix by one or a few vectors, so its time is that of reading the weights,
-and half or a quarter of the bytes is half or a quarter of the time. Weight-only quantisation: activations, norms,
-biases and embeddings stay float32. int8 has one scale a row, the largest magnitude / 127 (absmax, as LLM.int8(),
-https://arxiv.org/abs/2208.07339, section 2, has it for vectors).
+and half or a quarter of the bytes is half or a quarter of the time: of both where a CPU's step is compiled, of bfloat16
+on a GPU. Elsewhere products are those of weights widened first, which takes longer than to read float32.
+
+Weight-only quantisation: activations, norms, biases, embeddings and all sums stay float32, so that a picture is the
+same in any batch whatever the weights; what attention takes and gives is as wide as its cache (`cache_dtype`). int8 has
+one scale a row, the largest magnitude / 127 (absmax, as LLM.int8(), https://arxiv.org/abs/2208.07339, section 2, has it
+for vectors).
 
 Shapes: N outputs, K inputs of a layer.
 """
@@ -21,9 +25,9 @@ Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS = ("float32", "bfloat16", "int8")
 FEW_ROWS = 8
 """Up to so many vectors a CPU multiplies one after the other while a row of the matrix is at hand."""
-GROUPED_ROWS = 32
-"""Up to so many, a compiled step takes so few at a time, which reads narrow weights several times: to widen them for a
-library's product takes as long from here on."""
+GROUPED_ROWS = 24
+"""Up to so many, a CPU's compiled step takes FEW_ROWS at a time of narrow weights, which it reads as often: with more,
+to widen them for a library's product takes no longer."""
 
 
 class ServingLinear(nn.Module):
