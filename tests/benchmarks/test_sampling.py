@@ -145,7 +145,7 @@ def test_narrow_weights_are_multiplied_out(dtype):
     x = torch.randn(9, 64)  # more rows than go one by one
     expected = prior.image_head(x)
     off = (wide.image_head(x) - expected).norm() / expected.norm()
-    assert off < (5e-3 if dtype == "bfloat16" else 1e-6)  # it rounds x and the result as well
+    assert off < 1e-6
     off = (wide.image_head.weight - trained.image_head.weight).abs().max() / trained.image_head.weight.abs().max()
     assert off <= {"float32": 0, "bfloat16": 2**-8, "int8": 1 / 254}[dtype] * 1.01
 
@@ -214,4 +214,6 @@ def test_a_missing_gpu_is_an_error_in_words():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_quick_run_on_a_gpu(capsys):
     script.main(["--quick", "--only=ours", "--device=cuda", "--repeats=1"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["gates"]["float32"]["1"]["equal"] == 1
+    gates = json.loads(capsys.readouterr().out.splitlines()[-1])["gates"]
+    assert {each["name"] for each in gates} == {"ours", "ours, guided", "ours, not compiled", "ours, greedily"}
+    assert all(each["equal"] == 1 for each in gates)
