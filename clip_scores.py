@@ -2,7 +2,8 @@
 
 The score is the cosine of the angle between the embeddings of the caption and of a picture
 (https://arxiv.org/abs/2103.00020), as DALL-E's paper ranks its candidates (https://arxiv.org/abs/2102.12092, section
-2.6). Nothing is downloaded.
+2.6). Weights are never downloaded. An architecture whose text tokenizer is Hugging Face's wants that in the folder: where
+only a checkpoint is given, open_clip looks for it on the web.
 """
 
 import pickle
@@ -53,7 +54,7 @@ class ClipScores:
         for start in range(0, len(pictures), BATCH_SIZE):
             images = torch.stack([self._transform(picture) for picture in pictures[start : start + BATCH_SIZE]])
             scores.append(self.model.encode_image(images.to(self.device), normalize=True) @ text[0])
-        return torch.cat(scores).float().cpu()
+        return torch.cat(scores).float().cpu().nan_to_num(nan=-1.0)  # which sorting would put first
 
 
 def _import_open_clip() -> ModuleType:

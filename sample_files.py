@@ -73,7 +73,8 @@ class Sample:
         try:
             with Image.open(folder / self.name) as picture:
                 picture.verify()  # the checksums up to the file's end; pixels are not decoded
-                return self.metadata.items() <= picture.info.items() and (not weighed or LIKELIHOODS in picture.info)
+                found = {"weights": Sample.weights} | picture.info  # which files of earlier versions do not say
+                return self.metadata.items() <= found.items() and (not weighed or LIKELIHOODS in picture.info)
         except (OSError, SyntaxError):  # the latter is Pillow's for damaged files
             return False
 

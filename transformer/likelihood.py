@@ -7,6 +7,7 @@ caption by is what the caption tells about the picture, in nats, as far as the p
 Shapes: B batch, C n_embd, V text vocabulary, K codebook, h w token grid.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,11 +63,14 @@ def prior_score(likelihoods: Tensor) -> Tensor:
     is 0 on average of what the prior draws, and below that of what it has gone astray with. The first alone would
     choose, among guided pictures, those that guidance has driven too far; log p(image | caption) alone empty ones.
 
+    What is not a number ranks last.
+
     Args:
         likelihoods: (B, 3), sums over a picture's tokens as `transformer.decoding.generate` adds them up.
     """
     cond, null, expected = likelihoods.unbind(dim=1)
-    return (cond - null) + EXPECTED_WEIGHT * (cond - expected)
+    score = (cond - null) + EXPECTED_WEIGHT * (cond - expected)
+    return score.nan_to_num(nan=-math.inf)  # which sorting would put first
 
 
 def _of_targets(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:

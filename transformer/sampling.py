@@ -14,6 +14,7 @@ Shapes: B batch, K codebook.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from transformer.noise import exponential_noise
 
 WITHOUT_FLOAT64 = ("mps",)  # types of devices
 COLDEST = 1e-6  # temperature: of less, logits would leave the range of float32
+LEAST_TOP_P = 1e-30  # of less, float32 would make 0, which keeps nothing
 LARGEST = 1e6  # temperature and guidance scale, for the same reason
 GuidanceSchedule = Literal["constant", "linear", "cosine"]
 GUIDANCE_SCHEDULES: tuple[str, ...] = get_args(GuidanceSchedule)
@@ -68,12 +70,14 @@ class SamplingConfig:
     def tensors(self, device: torch.device) -> "SamplingTensors":
         """For logits on `device`."""
         drawn_on = torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+        number = partial(torch.full, (), dtype=torch.float32)
+        top_p = None if self.top_p in (None, 1) else max(self.top_p, LEAST_TOP_P)
         return SamplingTensors(
-            temperature=None if self.temperature == 0 else torch.full((), self.temperature, device=drawn_on),
+            temperature=None if self.temperature == 0 else number(self.temperature, device=drawn_on),
             top_k=self.top_k,
-            top_p=None if self.top_p in (None, 1) else torch.full((), self.top_p, device=drawn_on),
-            log_min_p=None if self.min_p is None else torch.full((), math.log(self.min_p), device=drawn_on),
-            guidance_scale=torch.full((), self.guidance_scale, device=device) if self.guided else None,
+            top_p=None if top_p is None else number(top_p, device=drawn_on),
+            log_min_p=None if self.min_p is None else number(math.log(self.min_p), device=drawn_on),
+            guidance_scale=number(self.guidance_scale, device=device) if self.guided else None,
             guidance_schedule=self.guidance_schedule,
         )
 

@@ -4,6 +4,7 @@ Each is called once a token. A step changes tensors in place and nothing else, s
 need not be looked at any more.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
 COMPILED_STEPS = 64  # for so many kinds of prior, batch and settings at once; PyTorch's own limit is 8
 STEPS_BEFORE_CAPTURE = 3
+_ONE_AT_A_TIME = threading.RLock()  # of a process: a stance is that of all threads, first calls need guards
 
 
 class CompiledStep:
@@ -21,12 +23,13 @@ class CompiledStep:
         self._is_first = True
 
     def __call__(self) -> None:
-        if self._is_first:
-            self._is_first = False
-            self._first()
-        else:  # what it depends on has not changed since, and to ask whether it has would take half a millisecond
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-                self.step()
+        with _ONE_AT_A_TIME:
+            if self._is_first:
+                self._is_first = False
+                self._first()
+            else:  # what it depends on has not changed since, and to ask whether it has would take half a millisecond
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                    self.step()
 
     def _first(self) -> None:
         with torch._dynamo.config.patch(recompile_limit=COMPILED_STEPS):

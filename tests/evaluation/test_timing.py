@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from evaluation import timing
 from evaluation.timing import LayerClock, decoding_times, forward_times, warm_median
+from kernels import limits
 from transformer.decoding import generate
 
 
@@ -79,3 +81,57 @@ def test_a_token_of_sampling(make_prior, make_batch, turn, monkeypatch):
 def test_the_first_time_does_not_count():
     assert warm_median([9.0, 1.0, 2.0, 6.0]) == 2.0
     assert warm_median([9.0]) == 9.0
+
+
+class MadeUpEvent:
+    """A mark among the work of a GPU that does one second of it between any two; it may be read once waited for."""
+
+    count = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.waited = False
+
+    def record(self, stream: object) -> None:
+        MadeUpEvent.count += 1
+        self.place = MadeUpEvent.count
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+    def elapsed_time(self, end: "MadeUpEvent") -> float:
+        assert end.waited
+        return 1000.0 * (end.place - self.place)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_gpu_is_not_waited_for_between_layers(make_prior, monkeypatch, captured):
+    """On a made-up device. What is captured does not run: its layers are left out."""
+
+    def wait(*args) -> None:
+        raise AssertionError("waited")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr(torch.cuda, "Event", MadeUpEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+    monkeypatch.setattr(limits, "is_capable", lambda device: False)  # nor is Triton asked for
+    with FakeTensorMode(), torch.device("cuda"):
+        prior = make_prior(n_layer=3)
+        clock = LayerClock(prior)
+        with clock:
+            prior(torch.zeros(2, 5).long(), torch.zeros(2, 4, 3).long())
+    if captured:
+        assert clock.layers() == []
+    else:
+        assert [(layer["attention_ms"], layer["mlp_ms"]) for layer in clock.layers()] == [(1000, 1000)] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_times_on_a_gpu(make_prior, make_batch):
+    prior = make_prior().cuda()
+    times = decoding_times(prior, *(tokens.cuda() for tokens in make_batch(1)))
+    assert times["ms_per_token"] > 0 and times["guided_ms_per_token"] > 0
+    assert [layer["mask"] for layer in times["layers"]] == [pattern.kind for pattern in prior.patterns]
+    assert all(layer["attention_ms"] > 0 and layer["mlp_ms"] > 0 for layer in times["layers"])
