@@ -2,8 +2,8 @@
 
 The score is the cosine of the angle between the embeddings of the caption and of a picture
 (https://arxiv.org/abs/2103.00020), as DALL-E's paper ranks its candidates (https://arxiv.org/abs/2102.12092, section
-2.6). Weights are never downloaded. An architecture whose text tokenizer is Hugging Face's wants that in the folder: where
-only a checkpoint is given, open_clip looks for it on the web.
+2.6). Weights are never downloaded. An architecture whose text tokenizer is Hugging Face's wants that in the folder:
+where only a checkpoint is given, open_clip looks for it on the web.
 """
 
 import pickle
