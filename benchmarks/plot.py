@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLOURS = ("#1f6fb4", "#d1571f", "#2e8b57", "#7a4fa3")
+COLOURS = ("#1f6fb4", "#d1571f", "#2e8b57", "#7a4fa3", "#b8860b", "#6b6b6b")
 SIZE, LEFT, TOP, RIGHT, BOTTOM = (640, 400), 60, 30, 20, 45  # pixels
 
 

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import architectures
+from benchmarks import architectures, contest
 from data.codes import CodesWriter
 
 UPDATES = 12  # of each, in 4 turns
@@ -15,9 +16,9 @@ UPDATES = 12  # of each, in 4 turns
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    monkeypatch.setattr(architectures, "time", SimpleNamespace(process_time=itertools.count().__next__))
-    monkeypatch.setattr(architectures, "TURNS", 4)
-    monkeypatch.setattr(architectures, "VALIDATE_EVERY", 1)
+    monkeypatch.setattr(contest, "time", SimpleNamespace(process_time=itertools.count().__next__))
+    monkeypatch.setattr(contest, "TURNS", 4)
+    monkeypatch.setattr(contest, "VALIDATE_EVERY", 1)
     monkeypatch.setattr(architectures, "SIZES", architectures.QUICK_SIZES)
 
 
@@ -58,6 +59,16 @@ def test_all_train_for_the_same_time_and_are_recorded(settings, tmp_path, capsys
         "pads skipped": ("modern", sparse, False),
         "dense, pads skipped": ("modern", dense, False),
     }
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.size == (640, 400)
+
+
+def test_some_of_them_at_the_size_of_a_preset(settings, capsys):
+    architectures.main([*settings, "--only", "base", "paper's block", "--preset", "tiny"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result["variants"]) == ["base", "paper's block"]
+    assert result["sizes"] == {"preset": "tiny"}
+    assert all(variant["parameters"] > 1e6 for variant in result["variants"].values())
 
 
 def test_turns_alternate_on_the_same_batches_dropped_captions_and_step_sizes(settings, monkeypatch):
@@ -74,10 +85,10 @@ def test_turns_alternate_on_the_same_batches_dropped_captions_and_step_sizes(set
         names[id(variant)] = name
         return variant
 
-    names, loss, make = {}, architectures.Variant._loss, architectures.make_variant
-    monkeypatch.setattr(architectures.Variant, "_loss", watched)
+    names, loss, make = {}, contest.Contestant._loss, architectures.make_variant
+    monkeypatch.setattr(contest.Contestant, "_loss", watched)
     monkeypatch.setattr(architectures, "make_variant", named)
-    monkeypatch.setattr("benchmarks.blocks.CAPTION_DROPOUT", 0.5)
+    monkeypatch.setattr("benchmarks.contest.CAPTION_DROPOUT", 0.5)
     architectures.main(settings)
     turns = [name for name, _ in itertools.groupby(name for name, _ in seen)]
     order = list(architectures.VARIANTS)
@@ -89,7 +100,7 @@ def test_turns_alternate_on_the_same_batches_dropped_captions_and_step_sizes(set
     assert [what[1:] for what in other] == [what[1:] for what in base]
     assert [what[0] for what in other] != [what[0] for what in base]
     muon = [max(sizes) for _, _, sizes in base]
-    assert muon[0] < muon[1] == pytest.approx(architectures.MUON_LR, rel=0.01)
+    assert muon[0] < muon[1] == pytest.approx(4e-3, rel=0.01)
     assert muon[1:] == sorted(muon[1:], reverse=True)
 
 
@@ -106,7 +117,8 @@ def test_a_validation_is_the_mean_over_all_tokens_that_are_no_pads(settings):
             text += (-text_logits[0].log_softmax(-1)[range(len(words)), words]).tolist()
             codes = image_tokens.flatten()
             image += (-image_logits[0].log_softmax(-1)[range(len(codes)), codes]).tolist()
-    found = variant.validate()
+    variant.validate()
+    (found,) = variant.curve
     assert found.image == pytest.approx(sum(image) / len(image), rel=1e-5)
     assert found.text == pytest.approx(sum(text) / len(text), rel=1e-5)
 
@@ -121,7 +133,12 @@ def test_drawings_become_codes_with_captions_of_several_lengths(tmp_path):
     assert used.min() < used.max() < 23
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
-def test_impossible_minutes_are_refused(minutes):
+@pytest.mark.parametrize("setting", ["--minutes=0", "--lr=-1", "--muon-lr=nan"])
+def test_impossible_settings_are_refused(setting):
     with pytest.raises(ValueError, match="expected more than 0"):
-        architectures.main([f"--minutes={minutes}"])
+        architectures.main([setting])
+
+
+def test_a_missing_folder_of_codes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"is no folder: expected one with codes\.npy"):
+        architectures.main([f"--codes={tmp_path / 'none'}"])
