@@ -2,14 +2,16 @@
 
 The score is the cosine of the angle between the embeddings of the caption and of a picture
 (https://arxiv.org/abs/2103.00020), as DALL-E's paper ranks its candidates (https://arxiv.org/abs/2102.12092, section
-2.6). Weights are never downloaded. An architecture whose text tokenizer is Hugging Face's wants that in the folder:
-where only a checkpoint is given, open_clip looks for it on the web.
+2.6). Nothing is downloaded: models are refused of which open_clip would look for a part on the web, as it does for text
+towers of Hugging Face, and where only a checkpoint is given, for tokenizers of it.
 """
 
+import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,13 +30,14 @@ class ClipScores:
         architecture: of a checkpoint, open_clip's name for it, such as ViT-B-32. None for a folder, which says it.
         device: where the model is to be.
 
-    Raises ValueError where open_clip is not installed or what lies there is not a model of it.
+    Raises ValueError where open_clip is not installed, or what lies there is not a model of it or not all of one.
     """
 
     def __init__(self, path: str | Path, architecture: str | None = None, device: str | torch.device = "cpu") -> None:
         path = Path(path)
         open_clip = _import_open_clip()
         name, weights = _name_and_weights(path, architecture, open_clip.list_models())
+        _refuse_the_web(path, _text_config(open_clip, name, path))
         try:
             self.model, self._transform = open_clip.create_model_from_pretrained(name, weights, device=device)
             self._tokenize = open_clip.get_tokenizer(name)
@@ -65,6 +68,26 @@ def _import_open_clip() -> ModuleType:
             f"ranking by CLIP needs open_clip (pip install -e '.[clip]' -c constraints.txt): {error}"
         ) from error
     return open_clip
+
+
+def _text_config(open_clip: ModuleType, name: str, path: Path) -> Mapping[str, Any]:
+    """What the model's configuration says of its text part; nothing where it says nothing, as open_clip will find."""
+    if not path.is_dir():
+        return open_clip.get_model_config(name).get("text_cfg", {})
+    try:
+        return json.loads((path / CONFIG).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _refuse_the_web(path: Path, text: Mapping[str, Any]) -> None:
+    if tower := text.get("hf_model_name"):
+        raise ValueError(f"the text tower of {path} is {tower} of Hugging Face, which would be fetched: not supported")
+    if (tokenizer := text.get("hf_tokenizer_name")) and not path.is_dir():
+        raise ValueError(
+            f"the tokenizer of {path} is {tokenizer} of Hugging Face, which would be fetched: "
+            f"expected a folder with {CONFIG}, the weights and the tokenizer's files"
+        )
 
 
 def _name_and_weights(path: Path, architecture: str | None, known: Sequence[str]) -> tuple[str, str | None]:

@@ -29,7 +29,7 @@ from data.settings import Loading
 from data.shapes import ShapesConfig
 from evaluation.prior import evaluate_prior
 from evaluation.tokenizer import evaluate_tokenizer
-from transformer.sampling import SamplingConfig
+from transformer.sampling import GuidanceSchedule, SamplingConfig
 from transformer.serving import Weights
 
 
@@ -90,6 +90,9 @@ def _prior_parser() -> ArgumentParser:
     parser.add_argument("--temperature", type=float, default=usual.temperature)
     parser.add_argument("--top_k", type=int | None, help="sample from so many of the likeliest codes only")
     parser.add_argument("--top_p", type=float | None, help="from the fewest codes that have this probability together")
+    parser.add_argument("--min_p", type=float | None, help="from codes with this part of the likeliest one's chance")
+    parser.add_argument("--guidance_schedule", type=GuidanceSchedule, default=usual.guidance_schedule)
+    parser.add_argument("--compile", type=bool, default=False, help="have the steps that sample compiled")
     return parser
 
 

@@ -83,15 +83,20 @@ def sample(args: Sequence[str]) -> None:
         score = score_by_prior if clip is None else score_by_clip(clip)
         kept = keep_best(samples, score, options.keep, _folder(options), options.out)
         samples, scores = [each.sample for each in kept], [each.score for each in kept]
-        ranking = Ranking({"by": options.clip or "prior", "keep": options.keep, "of": options.n}, scores)
+        ranking = Ranking({**_judge(options), "keep": options.keep, "of": options.n}, scores)
     grid = write_grid(samples, options.out, ranking)
     shown = "all" if len(samples) <= GRID_PICTURES else f"the first {GRID_PICTURES}"
     best = "" if ranking is None else f"the best {options.keep} of {options.n} each: "
-    print(f"{best}{len(samples)} pictures of {len(captions)} captions in {options.out}, {shown} on {grid}")
+    counted = f"{_count(len(samples), 'picture')} of {_count(len(captions), 'caption')}"
+    print(f"{best}{counted} in {options.out}, {shown} on {grid}")
 
 
 def main() -> None:
     sample(sys.argv[1:])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _devices() -> ModuleType:
@@ -108,6 +113,12 @@ def _folder(options: argparse.Namespace) -> Path:
 def _weigh(options: argparse.Namespace) -> bool:
     """Whether pictures are drawn with their likelihoods."""
     return options.keep is not None and options.clip is None
+
+
+def _judge(options: argparse.Namespace) -> dict[str, str]:
+    """By what pictures are ranked, for their list."""
+    architecture = {"clip_architecture": options.clip_architecture} if options.clip_architecture else {}
+    return {"by": options.clip or "prior"} | architecture
 
 
 def _load(options: argparse.Namespace) -> TextToImage:
@@ -213,6 +224,8 @@ def _standard_input() -> list[str]:
 def _lines(file: str) -> list[str]:
     try:
         return Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise ValueError(f"no such file of captions: {file}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"captions in {file} are no UTF-8 text: {error}") from error
 

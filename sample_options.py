@@ -100,6 +100,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"stream_rows is {options.stream_rows}, expected --stream too")
     if options.stream_rows is not None and options.stream_rows < 1:
         raise ValueError(f"stream_rows is {options.stream_rows}, expected at least 1")
+    if options.guidance_schedule != SamplingConfig.guidance_schedule and options.guidance_scale == 1:
+        raise ValueError(
+            f"guidance_schedule is {options.guidance_schedule}, expected a --guidance_scale other than 1 too"
+        )
     _check_ranking(options)
     if count < 1:
         raise ValueError(f"devices is {count}, expected at least 1")

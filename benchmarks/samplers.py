@@ -130,7 +130,7 @@ class Ours:
     def bytes_per_step(self) -> float:
         guided = self.config.guided  # whose rows without a caption share one text
         rows, texts = self.case.batch * (1 + guided), self.case.batch + guided
-        dtype = cache_dtype(self.prior, compiled=self.compile) or torch.float32
+        dtype = cache_dtype(self.prior) or torch.float32
         return prior_bytes(self.prior, rows, texts, dtype.itemsize)
 
 

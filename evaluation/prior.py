@@ -84,7 +84,7 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
     plan = _sample_plan(options)
     out, device = report_folder(options.out), usable_device(options.device)
     clip = ClipScores(options.clip, options.clip_architecture, device) if options.clip else None
-    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights)
+    pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights, options.compile)
     check_drawn_large_enough(options.drawings, pipeline.image_tokenizer.config.image_size)
     source = open_captioned(options.data, options.drawings, options.codes, loading(options, out))
     if isinstance(source, CodesSource):
@@ -112,7 +112,8 @@ def _sample_plan(options: Namespace) -> SamplePlan:
         raise ValueError(f"clip is {options.clip}, to choose among pictures: n is {options.n}, expected at least 2")
     if options.samples is not None and (options.samples < 0 or options.samples == 1):
         raise ValueError(f"samples is {options.samples}, expected 0 or at least 2 captions")
-    config = SamplingConfig(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    names = ("temperature", "top_k", "top_p", "min_p", "guidance_schedule")
+    config = SamplingConfig(**{name: getattr(options, name) for name in names})
     return SamplePlan(
         guidance_scales=tuple(options.guidance_scale),
         n=options.n,

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from evaluation.shared import which_split
 
 JUDGED = {"colour": "colour", "shape": "shape", "size": "size", "count": "count", "relation": "relation"}
@@ -64,6 +66,8 @@ def _times(report: dict[str, Any]) -> list[str]:
             f"{sampling['guided_ms_per_token']:.3f} guided; not compiled"
         )
     lines.append(f"{'ms of layers':<14}{'attention':>10}{'MLP':>10}" + f"{'a token':>12}{'MLP':>10}" * bool(sampling))
+    if sampling and torch.device(report["device"]).type == "cuda":
+        lines[-1] += "  of steps that are not captured"
     for number, layer in enumerate(forward["layers"]):
         lines.append(f"{number + 1:>4} {layer['mask']:<9}{layer['attention_ms']:>10.3f}{layer['mlp_ms']:>10.3f}")
         if sampling and sampling["layers"]:

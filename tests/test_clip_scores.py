@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -62,6 +63,28 @@ def test_a_checkpoint_of_something_else(tmp_path, clip_folder):
         ClipScores(rubbish, "ViT-S-32-alt")
     with pytest.raises(ValueError, match=f"{WEIGHTS} cannot be read as a model of open_clip: "):
         ClipScores(clip_folder / WEIGHTS, "ViT-S-32-alt")
+
+
+def test_what_is_not_a_number_ranks_last(clip_folder, pictures):
+    score = ClipScores(clip_folder)
+    encode = score.model.encode_image
+    broken = lambda images, **options: encode(images, **options) * torch.tensor([1, math.nan, 1, 1])[:, None]  # noqa: E731
+    score.model.encode_image = broken
+    assert int(score("blue", pictures).argmin()) == 1
+
+
+def test_what_would_be_fetched_is_refused(tmp_path, clip_folder):
+    checkpoint = clip_folder / WEIGHTS
+    with pytest.raises(ValueError, match=r"the tokenizer of .* is timm/.* of Hugging Face, which would be fetched"):
+        ClipScores(checkpoint, "ViT-B-16-SigLIP")
+    with pytest.raises(ValueError, match=r"the text tower of .* is roberta-base of Hugging Face"):
+        ClipScores(checkpoint, "roberta-ViT-B-32")
+    folder = shutil.copytree(clip_folder, tmp_path / "model")
+    config = json.loads((folder / CONFIG).read_text())
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = "roberta-base"
+    (folder / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"the text tower of .*model is roberta-base"):
+        ClipScores(folder)
 
 
 def test_nothing_there(tmp_path, clip_folder):

@@ -287,6 +287,11 @@ def test_files_that_hold_no_captions(fails, tmp_path):
         (["--top_p", "1.5"], "top_p is 1.5"),
         (["--min_p", "0"], "min_p is 0.0"),
         (["--guidance_schedule", "steep"], "invalid choice: 'steep' (choose from"),
+        (
+            ["--guidance_schedule", "cosine"],
+            "guidance_schedule is cosine, expected a --guidance_scale other than 1",
+        ),
+        (["--captions", "nowhere.txt"], "no such file of captions: nowhere.txt"),
         (["--guidance_scale", "-2"], "guidance_scale is -2.0"),
         (["--seed", str(2**63)], "does not fit 64 bits"),
         (["--device", "cuda:64"], "device cuda:64 was asked for"),
@@ -360,5 +365,5 @@ def test_as_a_command(shared_bundle, tmp_path):
     """Once as a newcomer does it: another process, captions piped."""
     command = [sys.executable, ROOT / "sample.py", "--model", shared_bundle, "--out", tmp_path / "out", "--n", "2"]
     done = subprocess.run(command, input="a red circle\n", capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("2 pictures of 1 captions")
+    assert done.stdout.startswith("2 pictures of 1 caption in ")
     assert done.stderr == ""

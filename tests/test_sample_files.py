@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from grids import save_png
 from sample_files import Sample, slug, write_grid
 from transformer.sampling import SamplingConfig
 
@@ -62,6 +63,15 @@ def test_another_picture_under_the_same_name_is_not_it(tmp_path, picture, change
     assert not SAMPLE.is_in(tmp_path)
     SAMPLE.save(picture, tmp_path)
     assert SAMPLE.is_in(tmp_path)
+
+
+def test_files_of_earlier_versions_are_of_float32_weights(tmp_path, picture):
+    said = {name: text for name, text in SAMPLE.metadata.items() if name != "weights"}
+    save_png(picture, tmp_path / SAMPLE.name, said)
+    assert SAMPLE.is_in(tmp_path)
+    narrow = replace(SAMPLE, weights="int8")
+    (tmp_path / SAMPLE.name).rename(tmp_path / narrow.name)
+    assert not narrow.is_in(tmp_path)
 
 
 @pytest.mark.parametrize("part", [0, 0.01, 0.5, 0.99])

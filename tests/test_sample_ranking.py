@@ -2,6 +2,7 @@
 
 import json
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ import cli
 import sample
 from clip_scores import ClipScores
 from pipeline import TextToImage
+from tests.clip_models import SIZES, WEIGHTS
 from tests.samples import manifest, pictures
 from transformer.embeddings import null_captions
 
@@ -75,6 +77,15 @@ def test_a_clip_model_keeps_its_best(draw, clip_folder, capsys):
         kept = {each["file"]: each["score"] for each in listed["pictures"] if each["caption"] == caption}
         assert list(kept) == list(best)
         assert kept == pytest.approx(best)
+
+
+def test_the_list_names_a_checkpoints_architecture(draw, clip_folder, tmp_path):
+    config = tmp_path / "tiny-ranker.json"
+    config.write_text(json.dumps(SIZES))
+    open_clip.add_model_config(config)
+    options = ["a red circle", "--n", "2", "--keep", "1", "--clip", clip_folder / WEIGHTS]
+    listed = manifest(draw(*options, "--clip_architecture", "tiny-ranker"))
+    assert listed["chosen"]["clip_architecture"] == "tiny-ranker"
 
 
 def test_more_candidates_and_another_ranking_draw_only_what_is_missing(draw, clip_folder, capsys):

@@ -132,7 +132,7 @@ def generate(
     given = text_tokens.new_full((len(text_tokens), *grid_size), UNKNOWN) if given is None else given
     _check_inputs(prior, text_tokens, seeds, given, likelihoods)
     seeds, settings = seeds.to(text_tokens.device), config.tensors(text_tokens.device)
-    decoding, logits = _begin(prior, text_tokens, seeds, given.flatten(1), likelihoods, settings, compile)
+    decoding, logits = _begin(prior, text_tokens, seeds, given.flatten(1), likelihoods, settings)
     done = int(decoding.index)
     report = _Reports(decoding.tokens, grid_size, progress, after_row)
     report(done)
@@ -153,7 +153,6 @@ def _begin(
     given: Tensor,
     likelihoods: Tensor | None,
     settings: SamplingTensors,
-    compiled: bool,
 ) -> tuple[Decoding, Tensor]:
     """With the text and the tokens that all samples begin with in the cache; and the logits (rows, K) after them."""
     texts, samples = _shared_texts(text_tokens)
@@ -162,7 +161,7 @@ def _begin(
     if paired:  # the rows without a caption follow: both run in one batch, which reads the weights once
         null = null_captions(1, texts.shape[1] + 1, texts.device)
         texts, owners = torch.cat([texts, null]), torch.cat([owners, torch.full_like(owners, len(texts))])
-    cache = KVCache(prior.patterns, owners, len(owners) * samples, cache_dtype(prior, compiled=compiled))
+    cache = KVCache(prior.patterns, owners, len(owners) * samples, cache_dtype(prior))
     logits = prefill_text(prior, texts, cache).repeat_interleave(samples, dim=0)
     prefix_lengths = prior.prefix_lengths(texts)
     if prefix_lengths is not None:

@@ -104,11 +104,9 @@ def for_decoding(prior: Prior, weights: Weights = "float32") -> Prior:
     return prior.eval()
 
 
-def cache_dtype(prior: Prior, *, compiled: bool) -> torch.dtype | None:
+def cache_dtype(prior: Prior) -> torch.dtype | None:
     """Of a cache that fits the weights: bfloat16 where these are narrower than activations. None: the activations'.
 
-    A CPU's products of what is not compiled are of float32, to which all keys would be taken back in each step.
+    The weights alone decide, so that a picture does not depend on how its steps are run.
     """
-    weight = prior.image_head.weight
-    narrow = weight.dtype in (torch.bfloat16, torch.int8) and (compiled or weight.is_cuda)
-    return torch.bfloat16 if narrow else None
+    return torch.bfloat16 if prior.image_head.weight.dtype in (torch.bfloat16, torch.int8) else None

@@ -6,32 +6,39 @@ need not be looked at any more.
 
 import threading
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
 COMPILED_STEPS = 64  # for so many kinds of prior, batch and settings at once; PyTorch's own limit is 8
 STEPS_BEFORE_CAPTURE = 3
-_ONE_AT_A_TIME = threading.RLock()  # of a process: a stance is that of all threads, first calls need guards
+_ONE_AT_A_TIME = threading.RLock()  # of a process: a stance is that of all threads, other calls need guards
 
 
 class CompiledStep:
-    """The first call may compile. Raises ValueError where that is not possible here."""
+    """The first call may compile. Raises ValueError where that is not possible here.
+
+    To ask whether what it was compiled for is still so would take half a millisecond: it is not asked as long as no
+    other such step of this process comes between.
+    """
+
+    _latest: ClassVar[object] = None  # stands for the one that was called last
 
     def __init__(self, step: Callable[[], None]) -> None:
         self.step = step
-        self._is_first = True
+        self._mark = object()
 
     def __call__(self) -> None:
         with _ONE_AT_A_TIME:
-            if self._is_first:
-                self._is_first = False
-                self._first()
-            else:  # what it depends on has not changed since, and to ask whether it has would take half a millisecond
+            if CompiledStep._latest is self._mark:
                 with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
                     self.step()
+            else:
+                CompiledStep._latest = self._mark
+                self._guarded()
 
-    def _first(self) -> None:
+    def _guarded(self) -> None:
         with torch._dynamo.config.patch(recompile_limit=COMPILED_STEPS):
             try:
                 self.step()

@@ -223,6 +223,8 @@ def test_a_folder_of_pictures(shared_bundle, tmp_path):
         (["--codes={codes}", "--batch_size=0"], "batch_size 0"),
         (["--codes={codes}", "--guidance_scale=-1"], "guidance_scale is -1.0"),
         (["--codes={codes}", "--top_p=2"], "top_p is 2.0"),
+        (["--codes={codes}", "--min_p=2"], "min_p is 2.0"),
+        (["--codes={codes}", "--guidance_schedule=steep"], "guidance_schedule"),
         (["--codes={codes}", "--weights=float16"], "weights"),
         (["--codes={codes}", "--device=cuda:99"], "cuda:99"),
         (["--codes=nowhere"], "nowhere is no folder"),

@@ -164,7 +164,8 @@ def test_a_picture_is_the_same_alone_and_in_a_large_batch(make_prior, make_batch
     for row in range(12):
         options |= {"seeds": torch.tensor([row]), "likelihoods": alone[row]}
         assert torch.equal(generate(prior, text_tokens[[row]], **options)[0], together[row])
-    torch.testing.assert_close(alone[:, 0], likelihoods, atol=1e-4, rtol=0)
+    near = 1e-4 if weights == "float32" else 1e-2  # what a narrow cache rounds may fall to either side
+    torch.testing.assert_close(alone[:, 0], likelihoods, atol=near, rtol=0)
 
 
 @BLOCKS
@@ -367,7 +368,7 @@ def test_inductors_logits_are_the_plain_ones(make_prior, make_batch, weights, ne
     prior.patterns = [prior.config.pattern(kind) for kind in ("row", "column", "conv")]
     text_tokens, image_tokens = make_batch(2)
     compiled = torch.compile(decode_tokens, fullgraph=True, dynamic=False)
-    caches = [KVCache(prior.patterns, torch.arange(2), 2, cache_dtype(prior, compiled=True)) for _ in range(2)]
+    caches = [KVCache(prior.patterns, torch.arange(2), 2, cache_dtype(prior)) for _ in range(2)]
     for cache in caches:
         prefill_text(prior, text_tokens, cache)
         decode_tokens(prior, image_tokens.flatten(1)[:, :1], 0, cache, None)

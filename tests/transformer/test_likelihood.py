@@ -56,6 +56,11 @@ def test_scores_reward_what_the_caption_tells_and_punish_what_was_not_to_be_expe
     assert scores.tolist() == [0, 3, -3, 0]
 
 
+def test_what_is_not_a_number_ranks_last():
+    scores = prior_score(torch.tensor([[-1e9, 0.0, 0.0], [math.nan, -2.0, -1.0], [-1.0, -2.0, -1.0]]))
+    assert scores.argsort(descending=True).tolist() == [2, 0, 1]
+
+
 def test_a_part_at_a_time_is_the_whole(make_prior, make_batch, monkeypatch):
     prior, batch = make_prior(), make_batch()
     whole = log_likelihood(prior, *batch)

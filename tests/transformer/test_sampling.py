@@ -164,6 +164,7 @@ EIGHTHS = [math.log(1 / 8), math.log(4 / 8), math.log(1 / 8), math.log(2 / 8)]
         ({"top_p": 0.4}, [0, 1, 0, 0]),
         ({"top_p": 0.6}, [0, 4 / 6, 0, 2 / 6]),
         ({"top_p": 0.8}, [1 / 7, 4 / 7, 0, 2 / 7]),
+        ({"top_p": 1e-50}, [0, 1, 0, 0]),  # which float32 has no number for
         ({"top_p": 1.0}, [1 / 8, 4 / 8, 1 / 8, 2 / 8]),
         # Top-p works on what top-k leaves: 4/6 and 2/6, of which the first alone reaches 0.6.
         ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),
@@ -181,6 +182,13 @@ EIGHTHS = [math.log(1 / 8), math.log(4 / 8), math.log(1 / 8), math.log(2 / 8)]
 )
 def test_warped_distributions_by_hand(settings, expected):
     assert probabilities(EIGHTHS, **settings) == pytest.approx(expected, abs=1e-6)
+
+
+def test_whole_numbers_are_settings_as_any_other():
+    tensors = on_cpu(temperature=2, top_p=1e-3, min_p=1, guidance_scale=3)
+    for number in (tensors.temperature, tensors.top_p, tensors.log_min_p, tensors.guidance_scale):
+        assert number.dtype == torch.float32
+    assert probabilities(EIGHTHS, temperature=2) == probabilities(EIGHTHS, temperature=2.0)
 
 
 def test_draws_follow_the_distribution():

@@ -127,10 +127,9 @@ def test_greedy_tokens_of_float32_weights_are_the_priors(make_prior, make_batch)
 @pytest.mark.parametrize(
     ("weights", "dtype"), [("float32", None), ("bfloat16", torch.bfloat16), ("int8", torch.bfloat16)]
 )
-def test_narrow_weights_have_a_narrow_cache_where_steps_are_compiled(make_prior, make_batch, weights, dtype):
+def test_narrow_weights_have_a_narrow_cache(make_prior, make_batch, weights, dtype):
     prior = for_decoding(make_prior(), weights)
-    assert cache_dtype(prior, compiled=True) == dtype
-    assert cache_dtype(prior, compiled=False) is None
+    assert cache_dtype(prior) == dtype
     tokens = generate(prior, make_batch(3)[0], seeds=torch.arange(3), config=SamplingConfig(guidance_scale=2.0))
     assert tokens.shape == (3, 4, 3)
 

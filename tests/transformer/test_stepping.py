@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo import eval_frame
 
 from transformer import decoding, stepping
 from transformer.decoding import generate
@@ -46,6 +48,53 @@ def test_more_kinds_of_steps_than_are_kept(make_prior, make_batch, compile_by, m
         options = {"seeds": torch.arange(2), "config": SamplingConfig(top_k=top_k)}
         plain = generate(prior, text_tokens, **options)
         assert torch.equal(generate(prior, text_tokens, compile=True, **options), plain)
+
+
+def test_generations_within_a_generation(make_prior, make_batch, compile_by):
+    """Whose steps are of other graphs, for which the outer one's have to make room each time."""
+    compile_by("aot_eager")
+    prior, (text_tokens, _) = make_prior(n_layer=2), make_batch(2)
+    outer, inner = {"config": SamplingConfig(top_k=4)}, {"config": SamplingConfig(guidance_scale=2.0)}
+    expected = [generate(prior, text_tokens, seeds=torch.arange(2), **options) for options in (outer, inner)]
+    found = []
+
+    def within(done: int, _: int) -> None:
+        if done in (3, 7):
+            found.append(generate(prior, text_tokens, seeds=torch.arange(2), compile=True, **inner))
+
+    options = {"seeds": torch.arange(2), "compile": True, "progress": within}
+    assert torch.equal(generate(prior, text_tokens, **options, **outer), expected[0])
+    assert len(found) == 2
+    assert all(torch.equal(each, expected[1]) for each in found)
+
+
+def test_guards_are_left_out_of_calls_in_a_row_only():
+    """They are what tells one graph from another, and to leave them out holds for all threads."""
+    left_out: dict[str, list[bool]] = {"first": [], "second": [], "of another thread": []}
+    inside, go_on = Event(), Event()
+
+    def note(name: str) -> None:
+        left_out[name].append(eval_frame._is_skip_guard_eval_unsafe_stance())
+
+    def slow() -> None:
+        note("first")
+        if len(left_out["first"]) == 4:
+            inside.set()
+            go_on.wait(timeout=0.5)  # in vain: who would set it is to wait for this step
+
+    def of_another_thread() -> None:
+        note("of another thread")
+        go_on.set()
+
+    first, second, third = CompiledStep(slow), CompiledStep(partial(note, "second")), CompiledStep(of_another_thread)
+    for step in (first, first, second, second, first):
+        step()
+    thread = Thread(target=lambda: inside.wait() and third())
+    thread.start()
+    first()
+    assert not go_on.is_set()
+    thread.join()
+    assert left_out == {"first": [False, True, False, True], "second": [False, True], "of another thread": [False]}
 
 
 class MadeUpCuda:
