@@ -3,7 +3,8 @@
 MFU (model FLOPs utilisation, https://arxiv.org/abs/2204.02311, appendix B) divides what the model asks for (flops.py)
 by the time that a step takes, all of it, and by the peak of matrix products. That peak is what the data sheet says for
 the GPUs in PEAKS. For all other devices, CPUs among them, it is what a large matrix product reached when the training
-began: a share of what this machine can do, on a busy machine a share of what it could do then.
+began: a share of what this machine can do, on a busy machine a share of what it could do then. So it is not to be
+compared between one process and several on the same CPU, which measure beside one another.
 """
 
 import time
