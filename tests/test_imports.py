@@ -28,6 +28,7 @@ HELPERS = (
     "sharding",
     "metrics",
     "config_files",
+    "locks",
     "evaluation",
 )
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
@@ -53,6 +54,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "sample_devices": ("sample_files",),
     "cli": (),
     "config_files": ("vqvae",),
+    "locks": (),
     "callbacks": ("grids",),
     "sharding": (),
     "averaging": ("sharding",),
