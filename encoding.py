@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.codes import CodesSource, CodesWriter
+from data.samples import evaluation_picture
 from data.source import Source
-from data.transforms import evaluation_crop
 from pipeline import ImageTokenizer, fingerprint
 
 
@@ -23,7 +23,7 @@ class _Pictures(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Tensor:
-        return evaluation_crop(self.source.image(index), self.size)
+        return evaluation_picture(self.source, index, self.size)
 
 
 def encode_source(

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 import cli
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
+from data.samples import evaluation_picture
 from data.settings import Loading
 from data.shapes import ShapesConfig
 from data.split import split_by_key
-from data.transforms import evaluation_crop
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
 
 PIXELS = 1_000_000  # that k-means sees at most
@@ -67,7 +67,7 @@ def fit_palette(args: list[str]) -> None:
     train, _ = split_by_key(source, options.val_fraction)
     if not train:
         raise ValueError(f"{options.folder or 'the drawings'}: no pictures to fit on, all are held back")
-    pictures = (evaluation_crop(source.image(i), config.image_size) for i in tqdm(train, "read", disable=None))
+    pictures = (evaluation_picture(source, i, config.image_size) for i in tqdm(train, "read", disable=None))
     pixels = sample_pixels(pictures, max(1, PIXELS // max(len(train), 1)), options.seed)
     palette = Palette.fit(config, pixels, seed=options.seed)
     error = (palette.colours[palette.encode(pixels.t()[None, :, :, None])[0, :, 0]] - pixels).square().mean()

@@ -32,9 +32,9 @@ from benchmarks.contest import Contestant, Point, compete
 from benchmarks.plot import save_curves
 from benchmarks.record import circumstances, hardware, rounded, write_json
 from data.datamodule import PriorData
+from data.samples import evaluation_picture
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig, ShapesSource
-from data.transforms import evaluation_crop
 from encoding import encode_source
 from transformer.config import PRESETS, PriorConfig
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
@@ -107,7 +107,7 @@ def encode_drawings(folder: str, *, quick: bool) -> None:
     """Writes the drawings' colours, of a palette fitted to the first of them, to `folder`."""
     side, count = (16, 400) if quick else (32, 10_000)
     source = ShapesSource(ShapesConfig(size=side, count=count))
-    pictures = (evaluation_crop(source.image(i), side) for i in range(min(count, PICTURES_OF_PALETTE)))
+    pictures = (evaluation_picture(source, i, side) for i in range(min(count, PICTURES_OF_PALETTE)))
     config = PaletteConfig(image_size=side, codebook_size=COLOURS)
     encode_source(source, Palette.fit(config, sample_pixels(pictures, PIXELS_A_PICTURE)), folder, image_size=side)
 

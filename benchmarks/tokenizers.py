@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python 
 from benchmarks.record import circumstances, rounded, write_json
 from benchmarks.tokenizer_contestants import Contestant, bf16_loss, contestants
 from data.folder import FolderSource
-from data.transforms import evaluation_crop
+from data.samples import evaluation_picture
 from metrics import mean_interval, psnr, ssim
 from pipeline import to_pil_images
 from vqvae.code_use import code_use, count_codes
@@ -122,7 +122,7 @@ def load(folder: Path, split: str, most: int | None) -> Tensor:
     rows = [i for i in range(len(source)) if source.split(i) == split][:most]
     if not rows:
         sys.exit(f"{folder} has no pictures of split {split}")
-    return torch.stack([(evaluation_crop(source.image(i), SIDE) * 255).round().to(torch.uint8) for i in rows])
+    return torch.stack([(evaluation_picture(source, i, SIDE) * 255).round().to(torch.uint8) for i in rows])
 
 
 def train_and_judge(job: tuple[str, Tensor, Tensor, argparse.Namespace]) -> dict[str, Any]:

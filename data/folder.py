@@ -94,9 +94,9 @@ class FolderSource:
         """The picture's path relative to the folder, with forward slashes."""
         return self._samples[index].key
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: int | None = None) -> Image.Image:
         """The picture, mode RGB, any size; `PictureError` naming the file where it vanished or broke since the scan."""
-        return load_picture(self.folder / self._samples[index].key)
+        return load_picture(self.folder / self._samples[index].key, least)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Every caption in the order of its file, none twice; () only where captions were not needed."""
@@ -224,10 +224,10 @@ def _scan(folder: Path, keys: Sequence[str]) -> tuple[dict[str, bytes], list[Rej
 
 
 def _read(path: Path) -> bytes | PictureError:
-    """Decodes the whole picture; the digest of its file, or what is wrong with it."""
+    """Decodes the picture from the whole file; the digest of its file, or what is wrong with it."""
     try:
         data = read_file(path)
-        decode_picture(data)
+        decode_picture(data, least=1)
     except PictureError as error:
         return error
     return hashlib.blake2b(data, digest_size=16).digest()

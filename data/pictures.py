@@ -4,13 +4,17 @@ A file is judged by its content, never by its suffix. What a viewer would show i
 EXIF asks for is applied, transparency is laid onto white, an animation gives its first frame, 16-bit grey is scaled
 (Pillow's own conversion clips it: https://github.com/python-pillow/Pillow/issues/1108) and CMYK becomes RGB. Colour
 profiles are not applied.
+
+A JPEG of which less than every pixel is needed can be decoded at a half, a quarter or an eighth of its size, which
+spares most of the work but reads all of the file: what is damaged is found all the same.
 """
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 # Nothing else is tried: some of Pillow's rarer readers start other programs.
@@ -18,20 +22,39 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 # Half of where Pillow refuses by itself; a bigger file is damage or an attack (about 270 MB once decoded).
 MAX_PIXELS = 89_478_485
 _WHITE = (255, 255, 255, 255)
+_PLACE = "place of the file's picture"  # in the `info` of a picture that was reduced
 
 
 class PictureError(ValueError):
     """A file that gives no whole picture; the message says why."""
 
 
-def load_picture(path: str | Path) -> Image.Image:
-    """The whole picture in `path`: mode RGB, any size of at least 1x1.
+class Place(NamedTuple):
+    """Where the picture of a file lies in what was decoded of it.
+
+    `size` is that of the file's picture, upright, in its own pixels; `scale` decoded pixels make one of them, and its
+    corner lies at (`left`, `top`) of the decoded ones. Only what was reduced has another place than (size, 1, 0, 0).
+    """
+
+    size: tuple[int, int]
+    scale: float
+    left: float
+    top: float
+
+
+def place_of(image: Image.Image) -> Place:
+    """Of a picture from `decode_picture` as it came, or of any other, which is its own file."""
+    return image.info.get(_PLACE) or Place(image.size, 1, 0, 0)
+
+
+def load_picture(path: str | Path, least: int | None = None) -> Image.Image:
+    """The whole picture in `path`: mode RGB, any size of at least 1x1; reduced as `decode_picture` does.
 
     Raises:
         PictureError: naming the file, where it is missing, truncated, damaged, too big, or no PNG, JPEG, WebP or GIF.
     """
     try:
-        return decode_picture(read_file(path))
+        return decode_picture(read_file(path), least)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error
 
@@ -47,8 +70,12 @@ def read_file(path: str | Path) -> bytes:
         raise PictureError(error.strerror or type(error).__name__) from error
 
 
-def decode_picture(data: bytes) -> Image.Image:
-    """The bytes of a PNG, JPEG, WebP or GIF file -> a picture of mode RGB; PictureError with the reason else."""
+def decode_picture(data: bytes, least: int | None = None) -> Image.Image:
+    """The bytes of a PNG, JPEG, WebP or GIF file -> a picture of mode RGB; PictureError with the reason else.
+
+    `least`, in pixels, allows for a JPEG to come at 1/2, 1/4 or 1/8 of its size, the smallest of which no side is
+    below `least`; `place_of` tells how. Without it every picture comes at its own size.
+    """
     if not data:
         raise PictureError("empty file (0 bytes)")
     # Pillow meets damaged bytes with any of a dozen exceptions, SyntaxError and struct.error among them.
@@ -57,15 +84,20 @@ def decode_picture(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.size)
             _scale_transparent_key(image)
+            size, factor = image.size, _reduce(image, least)
             image.load()
             upright = _upright(image)
+            place = _place(size, image.size, factor, _orientation(image))
     except PictureError:
         raise
     except Image.UnidentifiedImageError as error:
         raise PictureError("not a PNG, JPEG, WebP or GIF, or its header is damaged") from error
     except Exception as error:
         raise PictureError(str(error) or type(error).__name__) from error
-    return _to_rgb(upright)
+    picture = _to_rgb(upright)
+    if factor > 1:
+        picture.info[_PLACE] = place
+    return picture
 
 
 def _check_png_sums(data: bytes) -> None:
@@ -96,6 +128,13 @@ def _scale_transparent_key(image: Image.Image) -> None:
         image.info["transparency"] = key * 255 // (2 ** int(stored[-1]) - 1)
 
 
+def _reduce(image: Image.Image, least: int | None) -> int:
+    """Has a picture that is not yet loaded decoded at a fraction of its size; 1, 2, 4 or 8, what that is smaller by."""
+    width = image.width
+    drafted = None if least is None else image.draft(None, (least, least))  # None where the format has no such way
+    return 1 if drafted is None else round(width / drafted[1][2])
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """A loaded picture turned as its EXIF says; as it is stored where the EXIF is damaged, for its pixels are sound."""
     try:
@@ -104,13 +143,33 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF's: 1 for upright and for damaged EXIF, 2 to 8 for the ways in which it is turned and mirrored."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def _place(stored: tuple[int, int], decoded: tuple[int, int], factor: int, orientation: int) -> Place:
+    """The decoder rounds up to whole pixels at the right and at the bottom, which turning brings to other sides.
+
+    `stored` and `decoded` are (width, height) before turning.
+    """
+    across, down = (few - many / factor for many, few in zip(stored, decoded, strict=True))  # what is too much
+    if orientation in (5, 6, 7, 8):
+        stored, across, down = (stored[1], stored[0]), down, across
+    left = across if orientation in (2, 3, 6, 7) else 0
+    return Place(stored, 1 / factor, left, down if orientation in (3, 4, 7, 8) else 0)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")
     if image.mode.startswith("I"):
         return _from_grey16(image, transparent)
     if transparent is not None or "A" in image.mode or "a" in image.mode:
         return _onto_white(image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_grey16(image: Image.Image, transparent: int | None) -> Image.Image:

@@ -17,7 +17,7 @@ from data.order import Item, generator_of
 from data.source import Source
 from data.split import Keyed
 from data.text import TextTokenizer, pad
-from data.transforms import evaluation_crop
+from data.transforms import evaluation_crop, least_side
 
 Augmentation = Callable[[Image.Image, int, torch.Generator], Tensor]
 
@@ -54,10 +54,15 @@ class PictureReader:
         self.augmentation = augmentation
 
     def __call__(self, index: int, generator: torch.Generator) -> dict[str, Any]:
-        image = self.source.image(index)
         if self.augmentation is None:
-            return {"images": evaluation_crop(image, self.size)}
+            return {"images": evaluation_picture(self.source, index, self.size)}
+        image = self.source.image(index, least_side(self.size, self.augmentation))
         return {"images": self.augmentation(image, self.size, generator)}
+
+
+def evaluation_picture(source: Source, index: int, size: int) -> Tensor:
+    """The evaluation crop of the picture at `index`, (3, size, size) in [0, 1]."""
+    return evaluation_crop(source.image(index, least_side(size, evaluation_crop)), size)
 
 
 class CodesReader:

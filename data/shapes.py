@@ -113,7 +113,7 @@ class ShapesSource:
     def key(self, index: int) -> str:
         return f"shapes-{index:06d}"
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: int | None = None) -> Image.Image:
         return draw(self.config, index).image
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -16,8 +16,11 @@ class Source(Protocol):
         """Stable, unique name of a sample: names it in reports and decides its split."""
         ...
 
-    def image(self, index: int) -> Image.Image:
-        """The picture, mode RGB, any size."""
+    def image(self, index: int, least: int | None = None) -> Image.Image:
+        """The picture, mode RGB, any size.
+
+        Where no more than `least` pixels a side are needed, it may come reduced to no less (pictures.decode_picture).
+        """
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 import cli
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
+from data.samples import evaluation_picture
 from data.source import Source
-from data.transforms import evaluation_crop
 from evaluation.shared import REPORT, choose, loading, now, report_folder, which_split, write_report
 from grids import reconstruction_grid, save_png
 from metrics import InceptionFeatures, Interval, frechet_interval, kernel_distance, mean_interval, psnr, ssim
@@ -44,7 +44,7 @@ class _Chosen(Dataset):
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Tensor:
-        return evaluation_crop(self.source.image(self.rows[i]), self.size)
+        return evaluation_picture(self.source, self.rows[i], self.size)
 
 
 class Measured(NamedTuple):
@@ -90,7 +90,7 @@ def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
         {"key": source.key(rows[i])} | {name: round(values[i].item(), 4) for name, values in measured.values.items()}
         for i in worst
     ]
-    images = torch.stack([evaluation_crop(source.image(rows[i]), size) for i in worst])
+    images = torch.stack([evaluation_picture(source, rows[i], size) for i in worst])
     parts = images.to(device).split(options.batch_size)
     recon = torch.cat([_coded(model, part, options.bf16)[1] for part in parts])
     save_png(reconstruction_grid(to_pil_images(images), to_pil_images(recon)), out / PICTURES)

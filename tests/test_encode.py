@@ -115,7 +115,7 @@ def test_progress_counts_pictures(tmp_path):
 @pytest.mark.parametrize("error", [ValueError("gone"), KeyboardInterrupt()])
 def test_what_fails_on_the_way_leaves_nothing(tmp_path, error):
     class Failing(ShapesSource):
-        def image(self, index: int) -> Image.Image:
+        def image(self, index: int, least: int | None = None) -> Image.Image:
             if index == 6:
                 raise error
             return super().image(index)

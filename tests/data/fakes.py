@@ -21,7 +21,7 @@ class Fake:
     def key(self, index: int) -> str:
         return f"{index}.png"
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, least: int | None = None) -> Image.Image:
         image = Image.new("RGB", self.size, (index, 0, 0))
         image.putpixel((self.size[0] // 2, self.size[1] // 2), (index, 255, 0))
         return image
