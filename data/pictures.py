@@ -21,6 +21,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 # Half of where Pillow refuses by itself; a bigger file is damage or an attack (about 270 MB once decoded).
 MAX_PIXELS = 89_478_485
+# A progressive JPEG has some ten. Each may pass over all the pixels for a few bytes, so thousands would take hours.
+MAX_SCANS = 100
 _WHITE = (255, 255, 255, 255)
 _PLACE = "place of the file's picture"  # in the `info` of a picture that was reduced
 
@@ -81,6 +83,7 @@ def decode_picture(data: bytes, least: int | None = None) -> Image.Image:
     # Pillow meets damaged bytes with any of a dozen exceptions, SyntaxError and struct.error among them.
     try:
         _check_png_sums(data)
+        _check_scans(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.size)
             _scale_transparent_key(image)
@@ -105,6 +108,13 @@ def _check_png_sums(data: bytes) -> None:
     if data.startswith(b"\x89PNG"):
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.verify()
+
+
+def _check_scans(data: bytes) -> None:
+    """Of a JPEG: the marker at the start of a scan is nowhere in its pixels, which escape 0xff."""
+    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    if scans > MAX_SCANS:
+        raise PictureError(f"{scans:,} scans, more than the {MAX_SCANS} that are decoded")
 
 
 def _check_size(size: tuple[int, int]) -> None:
