@@ -177,5 +177,5 @@ def parse_json(text: str, where: str) -> object:
     """json.loads whose ValueError begins with `where`."""
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError alone: a number of more digits than Python will read
         raise ValueError(f"{where}: not JSON ({error})") from error
