@@ -86,7 +86,8 @@ class RunCLI(LightningCLI):
         if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
             trainer.val_check_interval = batches  # a short run is validated once, at its end
         data = self.config[self.subcommand].data
-        if self.subcommand == "fit" and data.folder and data.loading.report is None and not trainer.fast_dev_run:
+        files = data.folder or data.shards
+        if self.subcommand == "fit" and files and data.loading.report is None and not trainer.fast_dev_run:
             data.loading.report = str(self.run_folder / REJECTS)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

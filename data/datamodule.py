@@ -8,6 +8,7 @@ in a fixed order. No flag of the Trainer is needed with several devices: the ord
 import logging
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,9 +18,13 @@ from torch import Tensor
 from data import transforms
 from data.opening import check_drawn_large_enough, check_one_given, open_captioned, open_pictures
 from data.order import EpochLoader, EpochOrder, Progress, check_same
-from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples
+from data.rejects import LateRejects
+from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples, collate
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig
+from data.shards.config import ShardsConfig
+from data.shards.mixture import MixedOrder
+from data.shards.source import ShardsSource
 from data.source import Source
 from data.split import Keyed, fingerprint, split_by_key, spread
 from data.text import TextTokenizer
@@ -105,8 +110,15 @@ class CaptionedData(pl.LightningDataModule):
 
     def _order(self, indices: Tensor, *, shuffle: bool) -> EpochOrder:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batch_size, seed = self.loading.batch_size, self.loading.seed
-        return EpochOrder(indices, seed=seed, batch_size=batch_size, shuffle=shuffle, rank=rank, world_size=world_size)
+        settings = {
+            "seed": self.loading.seed,
+            "batch_size": self.loading.batch_size,
+            "rank": rank,
+            "world_size": world_size,
+        }
+        if shuffle and isinstance(self.source, ShardsSource) and self.source.config.weights is not None:
+            return MixedOrder(self.source.by_set(indices), self.source.config.weights, **settings)
+        return EpochOrder(indices, shuffle=shuffle, **settings)
 
     def _loader(
         self, order: EpochOrder, *, training: bool, progress: Callable[[], Progress] | None = None
@@ -114,13 +126,21 @@ class CaptionedData(pl.LightningDataModule):
         if self.trainer and self.trainer.overfit_batches:
             raise ValueError("overfit_batches would replace the order of the data: train on fewer samples instead")
         return EpochLoader(
-            Samples(self.source, self.loading.seed, self.readers(training=training)),
+            Samples(self.source, order.indices, self.loading.seed, self.readers(training=training)),
             order,
             progress,
+            self._late_rejects.add,
+            collate_fn=collate,
             num_workers=self.loading.workers,
             persistent_workers=self.loading.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    @cached_property
+    def _late_rejects(self) -> LateRejects:
+        report = self.loading.report and Path(self.loading.report)
+        path = report.with_name(f"{report.stem}-found.jsonl") if report else None
+        return LateRejects(path, int(self.loading.max_rejected * len(self.source)))
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the next training batch. A batch that was read but whose step did not end (Ctrl-C) is
@@ -149,8 +169,9 @@ class TokenizerData(CaptionedData):
     A batch is {"images": (B, 3, image_size, image_size) float in [0, 1], "keys": list[str]}.
 
     Args:
-        folder: one's own pictures (data/folder.py). Exactly one of folder and drawings is given.
+        folder: one's own pictures (data/folder.py). Exactly one of folder, drawings and shards is given.
         drawings: the built-in ones (data/shapes.py), drawn at image_size or larger.
+        shards: tar shards (data/shards): a path, or sets of them with weights.
         image_size: side in pixels.
         augment: the paper's augmentation in training; else the evaluation crop there too.
         loading: how samples are chosen and read.
@@ -160,17 +181,19 @@ class TokenizerData(CaptionedData):
         self,
         folder: str | None = None,
         drawings: ShapesConfig | None = None,
+        shards: str | ShardsConfig | None = None,
         image_size: int = 256,
         augment: bool = True,
         loading: Loading = Loading(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(loading)
-        check_one_given(folder=folder, drawings=drawings)
+        check_one_given(folder=folder, drawings=drawings, shards=shards)
         check_drawn_large_enough(drawings, image_size)
-        self.folder, self.drawings, self.image_size, self.augment = folder, drawings, image_size, augment
+        self.folder, self.drawings, self.shards = folder, drawings, shards
+        self.image_size, self.augment = image_size, augment
 
     def open_source(self) -> Source:
-        return open_pictures(self.folder, self.drawings, self.loading, need_captions=False)
+        return open_pictures(self.folder, self.drawings, self.loading, need_captions=False, shards=self.shards)
 
     def readers(self, *, training: bool) -> list[Reader]:
         augmentation = transforms.tokenizer_augmentation if training and self.augment else None
@@ -186,9 +209,11 @@ class PriorData(CaptionedData):
     `setup`, which raises ValueError for an unreadable tokenizer.json.
 
     Args:
-        folder: one's own captioned pictures (data/folder.py). Exactly one of folder, drawings and codes is given.
+        folder: one's own captioned pictures (data/folder.py). Exactly one of folder, drawings, codes and shards is
+            given.
         drawings: the built-in ones (data/shapes.py), drawn at image_size or larger.
         codes: a folder of pictures that are encoded already (data/codes.py).
+        shards: tar shards (data/shards) with captions: a path, or sets of them with weights.
         image_size: side in pixels; without meaning for codes.
         augment: the paper's augmentation in training; else the evaluation crop there too; without meaning for codes.
         text: how captions become tokens.
@@ -202,15 +227,16 @@ class PriorData(CaptionedData):
         folder: str | None = None,
         drawings: ShapesConfig | None = None,
         codes: str | None = None,
+        shards: str | ShardsConfig | None = None,
         image_size: int = 256,
         augment: bool = True,
         text: TextConfig = TextConfig(),  # noqa: B008 (frozen)
         loading: Loading = Loading(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(loading)
-        check_one_given(folder=folder, drawings=drawings, codes=codes)
+        check_one_given(folder=folder, drawings=drawings, codes=codes, shards=shards)
         check_drawn_large_enough(drawings, image_size)
-        self.folder, self.drawings, self.codes = folder, drawings, codes
+        self.folder, self.drawings, self.codes, self.shards = folder, drawings, codes, shards
         self.image_size, self.augment, self.text = image_size, augment, text
         self.encode_images: Callable[[Tensor], Tensor] | None = None  # (B, 3, H, W) -> (B, h, w)
 
@@ -254,7 +280,7 @@ class PriorData(CaptionedData):
         super().load_state_dict(state)
 
     def open_source(self) -> Keyed:
-        return open_captioned(self.folder, self.drawings, self.codes, self.loading)
+        return open_captioned(self.folder, self.drawings, self.codes, self.loading, shards=self.shards)
 
     def readers(self, *, training: bool) -> list[Reader]:
         text = CaptionReader(

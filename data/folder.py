@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -23,10 +22,10 @@ from data.caption_tables import SPLITS, SplitError, is_unicode
 from data.captions import LOOKED_FOR, Captions, read_captions
 from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, load_picture, read_file
 from data.rejects import Reason, Reject, Report
+from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
 _UNREAD = {".avif", ".bmp", ".heic", ".jfif", ".jp2", ".svg", ".tif", ".tiff"}  # pictures that people will miss
-_LOG_EVERY = 10.0  # seconds between two lines on the progress of a scan
 
 
 class _Sample(NamedTuple):
@@ -97,6 +96,14 @@ class FolderSource:
     def image(self, index: int, least: int | None = None) -> Image.Image:
         """The picture, mode RGB, any size; `PictureError` naming the file where it vanished or broke since the scan."""
         return load_picture(self.folder / self._samples[index].key, least)
+
+    def file(self, index: int) -> bytes:
+        """The bytes of the picture's file. Raises `PictureError` where it is not the one that was scanned."""
+        path = self.folder / self._samples[index].key
+        data = read_file(path)
+        if _digest(data) != self._digests[self._samples[index].key]:
+            raise PictureError(f"{path} has changed since it was checked")
+        return data
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Every caption in the order of its file, none twice; () only where captions were not needed."""
@@ -215,7 +222,9 @@ def _scan(folder: Path, keys: Sequence[str]) -> tuple[dict[str, bytes], list[Rej
     rejects = []
     with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter's lock
         read = pool.map(lambda key: _read(folder / key), keys)
-        for key, result in zip(keys, _with_progress(folder, read, len(keys)), strict=True):
+        for key, result in zip(
+            keys, with_progress(read, len(keys), folder, done="checked", things="pictures"), strict=True
+        ):
             if isinstance(result, PictureError):
                 rejects.append(Reject(key, Reason.BROKEN, str(result)))
             elif first.setdefault(result, key) != key:
@@ -230,14 +239,8 @@ def _read(path: Path) -> bytes | PictureError:
         decode_picture(data, least=1)
     except PictureError as error:
         return error
+    return _digest(data)
+
+
+def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _with_progress(folder: Path, results: Iterable[bytes | PictureError], total: int) -> Iterator[bytes | PictureError]:
-    start = last = time.monotonic()
-    for done, result in enumerate(results, start=1):
-        if time.monotonic() - last > _LOG_EVERY:
-            last = time.monotonic()
-            left = (last - start) / done * (total - done)
-            log.info("%s: checked %s of %s pictures, about %.0f s left", folder, f"{done:,}", f"{total:,}", left)
-        yield result

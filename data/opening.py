@@ -1,30 +1,48 @@
-"""From what a user asks for, a folder, drawings or codes, to a source of samples."""
+"""From what a user asks for, a folder, shards, drawings or codes, to a source of samples."""
 
 from data.codes import CodesSource
 from data.folder import FolderSource
 from data.settings import Loading
 from data.shapes import ShapesConfig, ShapesSource
+from data.shards.config import ShardsConfig
+from data.shards.source import ShardsSource
 from data.source import Source
 from data.split import Keyed
 from data.text import is_visible
 
 
 def open_pictures(
-    folder: str | None, drawings: ShapesConfig | None, loading: Loading, *, need_captions: bool
+    folder: str | None,
+    drawings: ShapesConfig | None,
+    loading: Loading,
+    *,
+    need_captions: bool,
+    shards: ShardsConfig | str | None = None,
 ) -> Source:
-    """The drawings where they are given, else the folder. Raises ValueError for a folder that cannot be used."""
+    """The drawings or shards where they are given, else the folder.
+
+    Raises ValueError for a folder or shards that cannot be used.
+    """
     if drawings is not None:
         return ShapesSource(drawings)
-    return FolderSource(folder, need_captions=need_captions, max_rejected=loading.max_rejected, report=loading.report)
+    open_set, path = (FolderSource, folder) if shards is None else (ShardsSource, shards)
+    return open_set(path, need_captions=need_captions, max_rejected=loading.max_rejected, report=loading.report)
 
 
-def open_captioned(folder: str | None, drawings: ShapesConfig | None, codes: str | None, loading: Loading) -> Keyed:
+def open_captioned(
+    folder: str | None,
+    drawings: ShapesConfig | None,
+    codes: str | None,
+    loading: Loading,
+    *,
+    shards: ShardsConfig | str | None = None,
+) -> Keyed:
     """Captioned codes where they are given, else captioned pictures.
 
     Raises ValueError for a folder that cannot be used, and for codes of which one has no caption.
     """
     if codes is None:
-        return open_pictures(folder, drawings, loading, need_captions=True)
+        return open_pictures(folder, drawings, loading, need_captions=True, shards=shards)
     source = CodesSource(codes)
     captions = [source.captions(index) for index in range(len(source))]
     bare = [index for index, texts in enumerate(captions) if not texts or not all(map(is_visible, texts))]

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+REJECTS = "rejects"  # in a batch from a dataset: what was unusable
+
 
 class Item(NamedTuple):
     """What a dataset is asked for."""
@@ -101,6 +103,7 @@ class EpochLoader(DataLoader):
         dataset: gives the sample of an `Item`.
         order: of the items.
         progress: asks the training loop; None where each batch is worked off when it is delivered.
+        on_rejects: is given each batch's "rejects", where the dataset has them; the batch goes on without.
         settings: DataLoader's.
     """
 
@@ -109,10 +112,12 @@ class EpochLoader(DataLoader):
         dataset: Dataset,
         order: EpochOrder,
         progress: Callable[[], Progress] | None = None,
+        on_rejects: Callable[[list[Any]], None] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(dataset, sampler=order, batch_size=order.batch_size, **settings)
         self.order = order
+        self.on_rejects = on_rejects
         self.progress = progress  # no function of self stands in for None: a cycle delays the end of the workers
         self.epoch = 0
         self.delivered = 0  # batches of this epoch, those before a resume included
@@ -129,6 +134,8 @@ class EpochLoader(DataLoader):
             self._begun = True
             self.delivered += 1
             self.delivered_in_all += 1
+            if self.on_rejects is not None:
+                self.on_rejects(batch.pop(REJECTS))
             yield batch
 
     def state_dict(self) -> dict[str, int]:

@@ -103,6 +103,21 @@ def decode_picture(data: bytes, least: int | None = None) -> Image.Image:
     return picture
 
 
+def check_header(data: bytes) -> None:
+    """PictureError where the first bytes already say that `decode_picture` would refuse these; no pixel is decoded."""
+    if not data:
+        raise PictureError("empty file (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image.size)
+    except PictureError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise PictureError("not a PNG, JPEG, WebP or GIF, or its header is damaged") from error
+    except Exception as error:
+        raise PictureError(str(error) or type(error).__name__) from error
+
+
 def _check_png_sums(data: bytes) -> None:
     """A PNG carries checksums of its pixels, which Pillow reads only when asked, and then without decoding."""
     if data.startswith(b"\x89PNG"):

@@ -1,17 +1,21 @@
-"""What was left out of a folder of pictures, and why: counted, listed once, and too much of it stops the run.
+"""What was left out of a set of pictures, and why: counted, listed once, and too much of it stops the run.
 
 A sample that is quietly swapped for another skews a training run without a trace; so a file is either used as it is or
 stands in this report.
 """
 
 import json
+import logging
 import uuid
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+log = logging.getLogger(__name__)
 SHOWN = 5  # files that a message names; the report file names all
 
 
@@ -23,6 +27,11 @@ class Reason(StrEnum):
     OUTSIDE = "path leaves the folder"
     BAD_CAPTION = "unreadable caption file"
     BAD_NAME = "file name is not UTF-8"
+    DOUBLED_NAME = "name comes twice"
+    DOUBLED_KEY = "key comes twice"
+    TWO_PICTURES = "several pictures of one key"
+    NO_FILE = "not a regular file"
+    BAD_METADATA = "unreadable .json"
 
 
 class Reject(NamedTuple):
@@ -34,6 +43,17 @@ class Reject(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file} ({self.reason}: {self.detail})" if self.detail else f"{self.file} ({self.reason})"
+
+
+class Rejected(ValueError):
+    """Raised where a sample that was thought usable turns out not to be when it is read."""
+
+    def __init__(self, reject: Reject) -> None:
+        super().__init__(str(reject))
+        self.reject = reject
+
+    def __reduce__(self) -> tuple:
+        return Rejected, (self.reject,)  # by default an exception is sent between processes with its message alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +142,52 @@ class Report:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+class LateRejects:
+    """What turns out to be unusable while a run reads: each logged, listed once, and too many of them stop the run.
+
+    Args:
+        path: a file of JSON lines, added to as they are found, also by a run that goes on. None lists them nowhere.
+        most: more samples than so many are a ValueError.
+    """
+
+    def __init__(self, path: Path | None, most: int) -> None:
+        self.path, self.most = path, most
+        self._seen = _files_in(path) if path is not None and path.is_file() else set()
+
+    def add(self, rejects: Iterable[Reject]) -> None:
+        """Take note of rejects; those that are known already cost nothing."""
+        for reject in rejects:
+            if reject.file in self._seen:
+                continue
+            self._seen.add(reject.file)
+            self._list(reject)
+            count = len(self._seen)
+            if count <= SHOWN or count & (count - 1) == 0:  # then at every doubling
+                log.warning("unusable, and another sample in its place: %s; %s so far", reject, f"{count:,}")
+        if len(self._seen) > self.most:
+            raise ValueError(
+                f"{len(self._seen):,} samples turned out unusable, max_rejected allows {self.most:,}; "
+                f"{'all are in ' + str(self.path) if self.path else 'the last is ' + str(reject)}"
+            )
+
+    def _list(self, reject: Reject) -> None:
+        if self.path is None:
+            return
+        line = json.dumps(reject._asdict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(line)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path, error.strerror)
+
+
+def _files_in(path: Path) -> set[str]:
+    """The files that a list names; a line that was cut off by the end of a run is not one."""
+    files = set()
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            files.add(json.loads(line)["file"])
+    return files

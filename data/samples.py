@@ -10,15 +10,17 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from data.codes import CodesSource
-from data.order import Item, generator_of
+from data.order import REJECTS, Item, generator_of
+from data.rejects import Rejected
 from data.source import Source
 from data.split import Keyed
 from data.text import TextTokenizer, pad
 from data.transforms import evaluation_crop, least_side
 
+MOST_REJECTED = 20  # in one place
 Augmentation = Callable[[Image.Image, int, torch.Generator], Tensor]
 
 
@@ -29,20 +31,52 @@ class Reader(Protocol):
 
 
 class Samples(Dataset):
-    """Rows {"keys": str, ...what the readers add}; the default collation makes batches of them."""
+    """Rows {"keys": str, ...what the readers add, "rejects": list[Reject]}; `collate` makes batches of them.
 
-    def __init__(self, source: Keyed, seed: int, readers: Sequence[Reader]) -> None:
+    Where a sample turns out unusable when it is read (`Rejected`), its place is filled by another one of the pool,
+    drawn from a generator of (seed, epoch, position, attempt): so the row is still a function of these and the batch is
+    whole, on any number of workers and after any resume. That is never done in silence: the row names what was
+    rejected, EpochLoader hands it on, and data/rejects.py logs, lists and counts it.
+
+    Args:
+        source: of all samples.
+        pool: (N,) int64, the samples that may fill a place.
+        seed: of what is random.
+        readers: what makes up a row.
+    """
+
+    def __init__(self, source: Keyed, pool: Tensor, seed: int, readers: Sequence[Reader]) -> None:
         self.source = source
+        self.pool = pool
         self.seed = seed
         self.readers = tuple(readers)
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
+        """Raises ValueError where one sample after the other is unusable: then it is not the samples' fault."""
         assert isinstance(item, Item), f"got {item!r}: something has replaced EpochOrder"
-        generator = generator_of(self.seed, item.epoch, item.position)
-        sample: dict[str, Any] = {"keys": self.source.key(item.index)}
+        rejects, index = [], item.index
+        for attempt in range(MOST_REJECTED):
+            try:
+                return self._read(index, generator_of(self.seed, item.epoch, item.position)) | {REJECTS: rejects}
+            except Rejected as error:
+                rejects.append(error.reject)
+                draws = generator_of(self.seed, item.epoch, item.position, attempt)
+                index = int(self.pool[torch.randint(len(self.pool), (), generator=draws)])
+        raise ValueError(
+            f"{len(rejects)} samples in a row are unusable, the last ones {', '.join(map(str, rejects[-3:]))}"
+        )
+
+    def _read(self, index: int, generator: torch.Generator) -> dict[str, Any]:
+        sample: dict[str, Any] = {"keys": self.source.key(index)}
         for reader in self.readers:
-            sample |= reader(item.index, generator)
+            sample |= reader(index, generator)
         return sample
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch as torch's default makes it of the rows, and all their rejects."""
+    plain = [{name: part for name, part in row.items() if name != REJECTS} for row in rows]
+    return default_collate(plain) | {REJECTS: [reject for row in rows for reject in row[REJECTS]]}
 
 
 class PictureReader:

@@ -16,8 +16,9 @@ class Loading:
         seed: of the order, the augmentation, the choice of captions and BPE dropout; a signed 64-bit integer.
         val_fraction: of the samples without a split of their own, held back for validation by a hash of the key.
         val_count: validation uses at most so many samples, evenly spread over the split.
-        max_rejected: the largest fraction of a folder's files that may be unusable, in [0, 1].
-        report: a JSON file that is given the list of a folder's unusable files; train.py's is RUN/rejects.json.
+        max_rejected: the largest fraction of a folder's files or of shards' samples that may be unusable, in [0, 1].
+        report: a JSON file that is given the list of them; train.py's is RUN/rejects.json. What only reading finds to
+            be broken is added to a file beside it, RUN/rejects-found.jsonl.
     """
 
     batch_size: int = 32

@@ -8,7 +8,7 @@ from PIL import Image
 
 @runtime_checkable
 class Source(Protocol):
-    """Captioned pictures by position. Implemented by `ShapesSource` and `FolderSource`."""
+    """Captioned pictures by position. Implemented by `ShapesSource`, `FolderSource` and `ShardsSource`."""
 
     def __len__(self) -> int: ...
 
@@ -20,6 +20,7 @@ class Source(Protocol):
         """The picture, mode RGB, any size.
 
         Where no more than `least` pixels a side are needed, it may come reduced to no less (pictures.decode_picture).
+        Raises `data.rejects.Rejected` where only now it turns out to be broken.
         """
         ...
 

@@ -7,6 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+SPLITS = ("train", "val", "test")
+UNSAID = 255  # in the place of a split's number where the source does not say
+
 
 class Keyed(Protocol):
     """What pictures (`data.source.Source`) and codes (`data.codes.CodesSource`) have in common."""
@@ -41,9 +44,14 @@ def split_by_key(source: Keyed, val_fraction: float) -> tuple[list[int], list[in
     return splits["train"], splits["val"]
 
 
+def key_hash(key: str) -> int:
+    """64 bits of BLAKE2b: the same key, the same number, in any set."""
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 def is_validation(key: str, fraction: float) -> bool:
     """Whether a key is in the `fraction` held back for validation: by itself alone, so it stays when the set grows."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") < fraction * 2**64
+    return key_hash(key) < fraction * 2**64
 
 
 def spread(indices: Sequence[int] | Tensor, count: int) -> Tensor:

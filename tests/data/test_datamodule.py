@@ -253,9 +253,9 @@ def test_codes_without_captions_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TokenizerData(), "exactly one of folder, drawings; got none"),
+        (lambda: TokenizerData(), "exactly one of folder, drawings, shards; got none"),
         (lambda: TokenizerData("x", ShapesConfig()), "got folder and drawings"),
-        (lambda: PriorData(), "exactly one of folder, drawings, codes; got none"),
+        (lambda: PriorData(), "exactly one of folder, drawings, codes, shards; got none"),
         (lambda: PriorData("x", codes="y"), "got folder and codes"),
         (lambda: TokenizerData(drawings=ShapesConfig(size=64)), r"drawings\.size=64, expected at least image_size=256"),
         (lambda: PriorData(drawings=ShapesConfig(size=64), image_size=65), r"drawings\.size=64"),

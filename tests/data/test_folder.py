@@ -403,7 +403,7 @@ def test_a_picture_that_goes_or_breaks_later_is_named(tmp_path: Path) -> None:
 def test_progress_of_a_long_scan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("data.folder._LOG_EVERY", 0.0)
+    monkeypatch.setattr("data.waiting.EVERY", 0.0)
     with caplog.at_level(logging.INFO):
         FolderSource(folder_of(tmp_path, ["a.png", "b.png"]), need_captions=True)
     assert f"{tmp_path}: checked 1 of 2 pictures, about" in caplog.records[0].message

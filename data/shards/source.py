@@ -1,0 +1,232 @@
+"""Tar shards, as img2dataset and other tools write them, as a source of training samples.
+
+Shards on disk are indexed (index.py) and then read at random where they lie, so everything that holds for a folder of
+pictures holds for them: the order of the samples is one permutation of all of them, the number of workers and devices
+changes nothing, and a run goes on exactly where it stopped. What a sample is, grouping.py says.
+
+Each shard is read once when it is first seen: its headers, texts, and the bytes of the pictures, which only tells that
+they are pictures and which. A picture that turns out broken when it is decoded is `Rejected` then (data/samples.py says
+what comes in its place). A shard that is damaged as a whole, cut off for example, is refused by its name before
+anything is trained: how much it lacks cannot be counted.
+"""
+
+import json
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.pictures import PictureError, decode_picture
+from data.rejects import Reason, Reject, Rejected, Report
+from data.shards.config import ShardsConfig, ShardSet, shards_config
+from data.shards.grouping import Form, read_bytes, texts_of
+from data.shards.index import ShardIndex, Stamp, open_indexes
+from data.shards.paths import local_shards
+from data.shards.tar import DamagedShard
+from data.split import SPLITS, UNSAID, key_hash
+
+log = logging.getLogger(__name__)
+OPEN_FILES = 64  # shards kept open by each process that reads
+_IN_WORDS = {Form.TEXT: ".txt", Form.LISTED: "captions in .json", Form.SINGLE: "caption in .json"}
+
+
+class ShardsSource:
+    """The usable samples of local shards, set after set, in the order of the shards; satisfies `data.source.Source`.
+
+    Args:
+        shards: which, or one path.
+        need_captions: rejects samples without a caption.
+        max_rejected: the largest fraction of rejected samples that is put up with, in [0, 1].
+        report: a JSON file that is given the full list of rejects, also where the source then refuses the shards.
+
+    Raises:
+        ValueError: shards are missing or damaged, a sample's split is none, sets have keys in common, or more than
+            `max_rejected` of the samples are rejected; the message says which.
+    """
+
+    def __init__(
+        self,
+        shards: ShardsConfig | str,
+        *,
+        need_captions: bool,
+        max_rejected: float = 0.05,
+        report: str | Path | None = None,
+    ) -> None:
+        self.config = shards_config(shards)
+        self.need_captions = need_captions
+        self._paths: list[Path] = []
+        self._indexes: list[ShardIndex] = []
+        self._set_of_shard: list[int] = []
+        for number, each in enumerate(self.config.all_sets):
+            paths = local_shards(each.path)
+            self._paths += paths
+            self._indexes += open_indexes(paths, Path(self.config.index) if self.config.index else None)
+            self._set_of_shard += [number] * len(paths)
+        self._firsts = np.cumsum([0, *(len(index.forms) for index in self._indexes)])  # (shards + 1,) rows before each
+        self._rows, rejects = self._usable()  # (N,) int64, over all shards
+        self._files = _OpenShards(self._paths, [index.stamp for index in self._indexes])
+        self.report = self._report(rejects)
+        if report is not None:
+            self.report.save(Path(report))
+        self.report.enforce(max_rejected)
+        log.log(logging.WARNING if self.report.rejects else logging.INFO, self.report.summary())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        shard, row = self._place(index)
+        return self._key(shard, row)
+
+    def image(self, index: int, least: int | None = None) -> Image.Image:
+        """The picture, mode RGB, any size; reduced as `decode_picture` does.
+
+        Raises `Rejected` where it is broken, ValueError where the shard has changed or cannot be read.
+        """
+        shard, row = self._place(index)
+        content = self._files.read(shard, *self._indexes[shard].pictures[row])
+        try:
+            return decode_picture(content, least)
+        except PictureError as error:
+            name = self._paths[shard].name
+            raise Rejected(Reject(f"{name}: {self._key(shard, row)}", Reason.BROKEN, str(error))) from error
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Every caption, none twice; () only where captions were not needed."""
+        shard, row = self._place(index)
+        form = Form(self._indexes[shard].forms[row])
+        if form not in _IN_WORDS:
+            return ()
+        return texts_of(self._files.read(shard, *self._indexes[shard].captions[row]), form)
+
+    def split(self, index: int) -> str | None:
+        """ "train", "val" or "test" where the sample's .json says so, else None."""
+        shard, row = self._place(index)
+        place = int(self._indexes[shard].splits[row])
+        return None if place == UNSAID else SPLITS[place]
+
+    def identity(self) -> Iterator[str]:
+        """The sets' names and weights, and of each shard a digest of all its samples; the shards may lie anywhere."""
+        yield json.dumps([self.need_captions, *([each.name, each.weight] for each in self.config.all_sets)])
+        for number, index in zip(self._set_of_shard, self._indexes, strict=True):
+            yield f"{number} {index.digest}"
+
+    def by_set(self, indices: Tensor) -> list[Tensor]:
+        """Indices, int64, of samples of each set, in the order in which they are given."""
+        sets = torch.tensor(self._set_of_shard)[torch.from_numpy(self._shards_of(self._rows[indices.numpy()]))]
+        return [indices[sets == number] for number in range(len(self.config.all_sets))]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard and row in it."""
+        row = int(self._rows[index])
+        shard = int(self._shards_of(row))
+        return shard, row - int(self._firsts[shard])
+
+    def _shards_of(self, rows: np.ndarray | int) -> np.ndarray:
+        return np.searchsorted(self._firsts, rows, side="right") - 1
+
+    def _set(self, shard: int) -> ShardSet:
+        return self.config.all_sets[self._set_of_shard[shard]]
+
+    def _key(self, shard: int, row: int) -> str:
+        name, key = self._set(shard).name, self._indexes[shard].key(row)
+        return f"{name}/{key}" if name else key
+
+    def _usable(self) -> tuple[np.ndarray, list[Reject]]:
+        """The rows that are used, over all shards, and every reject."""
+        rejects = [reject for index in self._indexes for reject in index.rejects]
+        rows = np.arange(self._firsts[-1])
+        if self.need_captions:
+            forms = np.concatenate([index.forms for index in self._indexes])
+            captioned = np.isin(forms, list(_IN_WORDS))
+            rejects += [self._without_caption(row, forms[row]) for row in np.flatnonzero(~captioned).tolist()]
+            rows = rows[captioned]
+        hashes = np.concatenate(
+            [self._hashes(shard) for shard in range(len(self._indexes))] or [np.array([], np.uint64)]
+        )[rows]
+        distinct, first = np.unique(hashes, return_index=True)
+        again = np.setdiff1d(np.arange(len(rows)), first)
+        before = first[np.searchsorted(distinct, hashes[again])]
+        rejects += [self._doubled(*pair) for pair in zip(rows[again].tolist(), rows[before].tolist(), strict=True)]
+        return rows[np.sort(first)], rejects
+
+    def _hashes(self, shard: int) -> np.ndarray:
+        index = self._indexes[shard]
+        if not self._set(shard).name:
+            return index.hashes
+        return np.array([key_hash(self._key(shard, row)) for row in range(len(index.forms))], np.uint64)
+
+    def _without_caption(self, row: int, form: int) -> Reject:
+        if form == Form.UNREADABLE:
+            return Reject(self._where(row), Reason.BAD_CAPTION, "not UTF-8, no text, or over 16 megabytes")
+        return Reject(self._where(row), Reason.NO_CAPTION, "neither in a .txt nor in a .json")
+
+    def _doubled(self, row: int, before: int) -> Reject:
+        """The reject of a sample whose key another has. ValueError where that is of another set: both are meant."""
+        shard, other = (int(self._shards_of(each)) for each in (row, before))
+        if self._set_of_shard[shard] != self._set_of_shard[other]:
+            raise ValueError(
+                f"{self._set(other).path} and {self._set(shard).path} have the key "
+                f"{self._key(shard, row - int(self._firsts[shard]))!r} in common: give the sets names"
+            )
+        return Reject(self._where(row), Reason.DOUBLED_KEY, f"also in {self._where(before)}")
+
+    def _where(self, row: int) -> str:
+        shard = int(self._shards_of(row))
+        return f"{self._paths[shard].name}: {self._key(shard, row - int(self._firsts[shard]))}"
+
+    def _report(self, rejects: list[Reject]) -> Report:
+        def counted(name: str) -> Counter[int]:
+            values = np.concatenate([getattr(index, name) for index in self._indexes])[self._rows]
+            return Counter(values.tolist())
+
+        forms, splits = counted("forms"), counted("splits")
+        return Report(
+            folder=Path(", ".join(each.path for each in self.config.all_sets)),
+            captions_from=" and ".join(words for form, words in _IN_WORDS.items() if forms[form]),
+            kept=len(self._rows),
+            splits={split: splits[place] for place, split in enumerate(SPLITS) if splits[place]},
+            rejects=tuple(rejects),
+            doubled_captions=0,
+            notes=(f"{len(self._paths):,} shards",),
+        )
+
+
+class _OpenShards:
+    """Bytes of shards, of which the last few used stay open; each is seen to be the one that was indexed."""
+
+    def __init__(self, paths: list[Path], stamps: list[Stamp]) -> None:
+        self._paths, self._stamps = paths, stamps
+        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": OrderedDict()}  # another process opens its own
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """Raises ValueError naming the shard where it has changed, gone or cannot be read."""
+        try:
+            return read_bytes(self._file(shard), int(offset), int(size))
+        except DamagedShard as error:
+            raise ValueError(f"{self._paths[shard]}: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{self._paths[shard]} cannot be read: {error.strerror}") from error
+
+    def _file(self, shard: int) -> BinaryIO:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        file = self._paths[shard].open("rb")
+        if Stamp.of(os.fstat(file.fileno())) != self._stamps[shard]:
+            file.close()
+            raise DamagedShard("has changed since this run began: start it anew")
+        self._open[shard] = file
+        if len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return file

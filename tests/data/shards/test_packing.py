@@ -1,0 +1,115 @@
+"""A folder packed to shards holds the same samples, read by ours and by the library."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from data.folder import FolderSource
+from data.shards.__main__ import run
+from data.shards.packing import pack
+from data.shards.source import ShardsSource
+from data.source import Source
+from tests.data.shards.tars import number_of, picture
+
+NAMES = [
+    "cats/tabby.v2.png", "cats/tabby.png", "a b/früchte (1).png", "日本/😀.webp", "deep/er/and/deeper.PNG", "x.tar.png",
+    "n" * 100 + "/" + "m" * 200 + ".png", "plain.png", "plain.gif",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    with_rows = tmp_path / "pictures"
+    for number, name in enumerate(NAMES):
+        path = with_rows / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        form = {".webp": "WEBP", ".gif": "GIF"}.get(path.suffix, "PNG")
+        path.write_bytes(picture(number, form))
+    with (with_rows / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "text", "split"])
+        for number, name in enumerate(NAMES):
+            split = ("train", "val", "")[number % 3]
+            table.writerow([name, f"thing {number}\nof two lines, \x00 and “quotes”", split])
+            table.writerow([name, f"ünother {number}", split])
+    return with_rows
+
+
+def samples(source: Source) -> dict[str, tuple]:
+    return {source.key(i): (source.image(i).tobytes(), source.captions(i), source.split(i)) for i in range(len(source))}
+
+
+def test_the_same_samples(folder, tmp_path):
+    source = FolderSource(folder, need_captions=True)
+    assert pack(source, tmp_path / "shards", size=4) == 3
+    again = ShardsSource(str(tmp_path / "shards"), need_captions=True)
+    assert set(samples(again)) == set(NAMES)
+    assert samples(again) == samples(source)
+    assert again.report.rejects == ()
+
+
+def test_the_library_reads_the_same(folder, tmp_path):
+    source = FolderSource(folder, need_captions=True)
+    pack(source, tmp_path / "shards", size=4)
+    shards = sorted(str(path) for path in (tmp_path / "shards").glob("*.tar"))
+    expected = {source.key(i): (source.file(i), source.captions(i)) for i in range(len(source))}
+    found = {}
+    for each in webdataset.WebDataset(shards, shardshuffle=False):
+        meta = json.loads(each["json"])
+        (content,) = (each[suffix] for suffix in ("png", "webp", "gif") if suffix in each)
+        assert each["txt"].decode() == meta["captions"][0]
+        assert re.fullmatch(r"\d{9}", each["__key__"])
+        found[meta["key"]] = (content, tuple(meta["captions"]))
+    assert found == expected
+
+
+def test_the_same_bytes_each_time_and_in_mixed_order(folder, tmp_path):
+    for name in ("a", "b"):
+        pack(FolderSource(folder, need_captions=True), tmp_path / name, size=4)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+    keys = list(samples(ShardsSource(str(tmp_path / "a"), need_captions=True)))
+    assert keys != sorted(keys)
+
+
+def test_nothing_is_left_of_what_failed(folder, tmp_path):
+    source = FolderSource(folder, need_captions=True)
+    (folder / NAMES[3]).write_bytes(picture(77))
+    with pytest.raises(ValueError, match="has changed since it was checked"):
+        pack(source, tmp_path / "shards", size=2)
+    assert not list(tmp_path.glob("shards*"))
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(ValueError, match="shards exists already"):
+        pack(source, tmp_path / "shards", size=2)
+    with pytest.raises(ValueError, match="size=0"):
+        pack(source, tmp_path / "other", size=0)
+
+
+def test_the_command(folder, tmp_path, capsys):
+    (folder / "broken.png").write_bytes(b"rubbish")
+    run(
+        [
+            "pack",
+            str(folder),
+            "--out",
+            str(tmp_path / "shards"),
+            "--size",
+            "5",
+            "--no_captions",
+            "--max_rejected",
+            "0.2",
+        ]
+    )
+    assert "9 pictures in 2 shards" in capsys.readouterr().out
+    assert json.loads((tmp_path / "shards-rejects.json").read_text())["rejected"] == 1
+    again = ShardsSource(str(tmp_path / "shards"), need_captions=False)
+    assert {number_of(again.image(i)) for i in range(9)} == set(range(9))
+    command = [sys.executable, "-m", "data.shards", "pack", str(folder), "--out", str(tmp_path / "shards")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "exists already" in done.stderr
