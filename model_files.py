@@ -1,4 +1,4 @@
-"""A model as a folder, `model.safetensors` and `config.json`, and as a training checkpoint. No code is ever unpickled.
+"""A model as a folder, `model.safetensors` and `config.json`. No code is ever unpickled.
 
 Written by hand instead of by huggingface_hub's PyTorchModelHubMixin, which loads with missing keys forgiven, drops
 settings it does not know, falls back to a pickle and takes a mistyped path for a name on the network. The files are the
@@ -6,20 +6,15 @@ same, so such a folder can be uploaded to the Hub and downloaded from it as it i
 """
 
 import json
-import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-OF_ALL_CHECKPOINTS = ("pytorch-lightning_version", "global_step")  # without these, none is read
-TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
 
 
 def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) -> None:
@@ -65,32 +60,6 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
     if problems:
         raise ValueError(f"{path} does not fit its {CONFIG}: " + "; ".join(problems))
     model.load_state_dict(tensors)
-
-
-def load_checkpoint(path: str | Path, model: nn.Module, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """A training checkpoint whose "state_dict" fits `model`, which is not touched; tensors stay on the disk until used.
-
-    Raises ValueError naming the file where it is missing, damaged, of another model, or holds weights without `keys`
-    and OF_ALL_CHECKPOINTS.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        weights = checkpoint["state_dict"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no training checkpoint: {str(error).splitlines()[0]}") from error
-    problems = mismatches(weights, model.state_dict())
-    if problems:
-        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise ValueError(f"{path} is of another model than this run's: {shown}")
-    missing = [key for key in (*OF_ALL_CHECKPOINTS, *keys) if key not in checkpoint]
-    if missing:
-        raise ValueError(
-            f"{path} holds weights but no {', '.join(missing)}: expected a checkpoint as training writes it"
-        )
-    return checkpoint
 
 
 def _existing(path: Path) -> Path:

@@ -13,7 +13,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,20 @@ from torch import Tensor
 
 import cli
 from averaging import WeightAveraging
-from callbacks import REJECTS, ImageTokenizerRecord, PictureWriter, Progress, RunCheckpoint, RunConfig
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.pictures import PictureWriter
+from callbacks.progress import Progress
+from callbacks.run_config import REJECTS, RunConfig
+from callbacks.tokenizer_record import ImageTokenizerRecord
+from checkpoint_files import TRAINING_STATE, load_checkpoint
+from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
 from config_files import dropped_options, with_config_files
 from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
-from model_files import TRAINING_STATE, load_checkpoint
+from locks import only_writer
 from pipeline import TextToImage, fingerprint, to_pil_images
+from resume_command import resume_command
 from sharding import STRATEGY, strategy_of
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
@@ -46,7 +54,7 @@ from vqvae.training import TokenizerSystem
 log = logging.getLogger(__name__)
 
 GRID_PICTURES = 16
-CHECKPOINT = Path("checkpoints") / "last.ckpt"  # in the run's folder
+CHECKPOINT = Path("checkpoints") / LAST  # in the run's folder
 NOISE = (  # Lightning's, about things that are as they should be here
     ".*does not have many workers.*",
     ".*LeafSpec.*",
@@ -63,6 +71,11 @@ class RunCLI(LightningCLI):
     kind: str
     can_spread = False  # the weights over devices
 
+    def __init__(self, *args: Any, to_go_on: str, **kwargs: Any) -> None:
+        """Runs the command line's subcommand at once. `to_go_on` is the command for the case that it is interrupted."""
+        self.to_go_on = to_go_on
+        super().__init__(*args, **kwargs)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = {"model", "datamodule", "weights_only"}
@@ -70,7 +83,9 @@ class RunCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default=f"runs/{self.kind}", help="folder of this run")
-        parser.add_argument("--checkpoint_minutes", type=float, default=10, help="minutes between two checkpoints")
+        parser.add_argument(
+            "--checkpoints", type=CheckpointPolicy, default=CheckpointPolicy(), help="when, and how many"
+        )
         parser.add_lightning_class_args(WeightAveraging, "ema")
         parser.link_arguments("run", "trainer.default_root_dir")
 
@@ -107,9 +122,10 @@ class RunCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         """In this order: Lightning puts the weight averaging behind them, and the checkpoint behind that."""
-        minutes = self.config[self.subcommand].checkpoint_minutes
         picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
-        self.checkpoint = RunCheckpoint(self.run_folder / CHECKPOINT, minutes)
+        policy = self.config_init[self.subcommand].checkpoints
+        self.files = CheckpointFolder((self.run_folder / CHECKPOINT).parent, policy)
+        self.checkpoint = RunCheckpoint(self.files)
         # Drawn on one device, which would wait for the others' shares of the weights for ever.
         return [*([] if self.spread else [picture]), Progress(), self.checkpoint]
 
@@ -118,40 +134,49 @@ class RunCLI(LightningCLI):
         return Path(self.config[self.subcommand].run)
 
     def fit(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
-        ckpt_path = self._start(ckpt_path)
-        self.prepare()
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            self._export_checkpoint(ckpt_path)
-            print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
+        with only_writer(self.run_folder) if rank_zero_only.rank == 0 else nullcontext():
+            ckpt_path = self._start(ckpt_path)
+            self.prepare()
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            if self.checkpoint.failed:
+                raise OSError(f"the run's end could not be saved: {self.checkpoint.error or 'see the first device'}")
+            if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+                self._end(ckpt_path)
         if self.checkpoint.interrupted:
-            log.info("the same command with --ckpt_path last goes on")
             raise KeyboardInterrupt
+        if self.checkpoint.stopped:
+            raise SystemExit(0)  # whoever takes the machine away is to see no error, and scripts are not to go on
+
+    def _end(self, resumed: str | None) -> None:
+        if self.checkpoint.stopped:
+            print(f"stopped at step {self.trainer.global_step}; to go on: {self.to_go_on}")
+        self._export_checkpoint(resumed)
+        print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
 
     def _start(self, ckpt_path: str | None) -> str | None:
         """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""
-        own = self.run_folder / CHECKPOINT
+        holds_run = bool(self.files.newest_first())
         if ckpt_path is None:
-            if own.is_file():
+            if holds_run:
                 raise ValueError(
                     f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
                 )
             return None
         path, checkpoint = self._existing_checkpoint(ckpt_path, TRAINING_STATE)
-        if own.is_file() and not own.samefile(path):
+        if holds_run and not self._existing_checkpoint("last")[0].samefile(path):
             raise ValueError(
                 f"{self.run_folder} holds a run already, and {path} is not its last checkpoint: name another --run"
             )
         log.info("going on from %s, step %s", path, checkpoint["global_step"])
-        return path
+        return str(path)
 
-    def _existing_checkpoint(self, ckpt_path: str, keys: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-        path = self.run_folder / CHECKPOINT if ckpt_path == "last" else Path(ckpt_path)
-        return str(path), load_checkpoint(path, self.model, keys)
+    def _existing_checkpoint(self, ckpt_path: str, keys: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+        load = partial(load_checkpoint, model=self.model, keys=keys)
+        return self.files.newest_good(load) if ckpt_path == "last" else (Path(ckpt_path), load(ckpt_path))
 
     def _export_checkpoint(self, resumed: str | None) -> None:
         """Exports the averaged weights in the checkpoint; in the resumed one where that fit was over already."""
-        own = self.run_folder / CHECKPOINT
+        own = self.files.last
         checkpoint = load_checkpoint(own if own.is_file() or resumed is None else resumed, self.model)
         self.load_whole(checkpoint["state_dict"])
         self.export(self.run_folder / cli.MODEL_FOLDER)
@@ -162,9 +187,9 @@ class RunCLI(LightningCLI):
     def validate(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, verbose: bool
     ) -> None:
-        ckpt_path, _ = self._existing_checkpoint(ckpt_path or "last")
+        path, _ = self._existing_checkpoint(ckpt_path or "last")
         self.prepare()
-        self.trainer.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=verbose, weights_only=True)
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)
 
     def prepare(self) -> None:
         """What is left to do before the Trainer takes over."""
@@ -295,7 +320,8 @@ KINDS = {
 def train(kind: str, args: list[str]) -> dict[str, float]:
     """What `python train.py KIND ARGS` does; returns the last values of what was logged (train/loss, val/psnr, ...).
 
-    Raises ValueError for a wrong command line or wrong input, KeyboardInterrupt after a run that Ctrl-C has ended.
+    Raises ValueError for a wrong command line or wrong input, OSError where the last state could not be written. After
+    a run that Ctrl-C has ended, KeyboardInterrupt; after one that SIGTERM or SIGUSR1 has ended, SystemExit(0).
     """
     if kind not in KINDS:
         raise ValueError(f"expected tokenizer or prior, got {kind!r}")
@@ -307,6 +333,7 @@ def train(kind: str, args: list[str]) -> dict[str, float]:
             system,
             data,
             args=with_config_files(kind, args),
+            to_go_on=resume_command(kind, args),
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,

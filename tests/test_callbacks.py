@@ -1,6 +1,7 @@
 """The callbacks on a model of one weight, and with clocks, terminals and loggers that the tests hold."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import callbacks
-from callbacks import PictureWriter, Progress, RunCheckpoint
+from callbacks import progress
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.pictures import PictureWriter
+from callbacks.progress import Progress
+from checkpoint_folder import CheckpointFolder, CheckpointPolicy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec|logging interval).*"),
@@ -53,7 +57,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(callbacks.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     return clock
 
 
@@ -147,6 +151,10 @@ def test_pictures_reach_tensorboard_and_whatever_has_log_image(tmp_path):
 # ---- checkpoints
 
 
+def checkpoints_in(folder: Path, **policy) -> RunCheckpoint:
+    return RunCheckpoint(CheckpointFolder(folder, CheckpointPolicy(**policy)))
+
+
 def saved_steps(path: Path, monkeypatch) -> list[int]:
     steps = []
     original = pl.Trainer.save_checkpoint
@@ -162,13 +170,13 @@ def saved_steps(path: Path, monkeypatch) -> list[int]:
 
 def test_a_checkpoint_every_so_often_and_after_the_last_step(tmp_path, clock, monkeypatch):
     steps = saved_steps(tmp_path / "last.ckpt", monkeypatch)
-    fit(Ticking(clock, 30), RunCheckpoint(tmp_path / "last.ckpt", minutes=2), steps=10)
+    fit(Ticking(clock, 30), checkpoints_in(tmp_path, every_minutes=2), steps=10)
     assert steps == [4, 8, 10]
 
 
 def test_the_last_checkpoint_holds_both_trained_and_averaged_weights(tmp_path):
     """Whatever the order in which they were given: Lightning puts checkpoints behind."""
-    trainer = fit(RunCheckpoint(tmp_path / "last.ckpt"), EMAWeightAveraging(decay=0.5), steps=2)
+    trainer = fit(checkpoints_in(tmp_path), EMAWeightAveraging(decay=0.5), steps=2)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["current_model_state"]["weight"] == pytest.approx(0.36)
     assert checkpoint["state_dict"]["weight"] == pytest.approx(0.28)
@@ -176,14 +184,14 @@ def test_the_last_checkpoint_holds_both_trained_and_averaged_weights(tmp_path):
 
 
 def test_a_limit_of_time_ends_with_a_checkpoint(tmp_path, clock):
-    fit(Ticking(clock, 10), RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, max_time={"seconds": 25}, max_epochs=99)
+    fit(Ticking(clock, 10), checkpoints_in(tmp_path), steps=-1, max_time={"seconds": 25}, max_epochs=99)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_a_limit_of_time_lets_the_step_end(tmp_path, clock):
     """Two batches an update: the time is over after the fifth batch, the third step ends with the sixth."""
     options = {"max_time": {"seconds": 45}, "max_epochs": 99, "accumulate_grad_batches": 2}
-    trainer = fit(Ticking(clock, 10), RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, batches=8, **options)
+    trainer = fit(Ticking(clock, 10), checkpoints_in(tmp_path), steps=-1, batches=8, **options)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == trainer.global_step == 3
     assert trainer.fit_loop.epoch_loop.total_batch_idx + 1 == 6
 
@@ -195,7 +203,7 @@ def test_early_stopping_ends_with_a_checkpoint(tmp_path, accumulate, each_epoch)
     stopping = EarlyStopping("val/loss", patience=1, min_delta=1.0)
     options = {"max_epochs": 99, "accumulate_grad_batches": accumulate, "num_sanity_val_steps": 0}
     options |= {"val_check_interval": 1.0} if each_epoch else {}
-    checkpoint, averages = RunCheckpoint(tmp_path / "last.ckpt"), EMAWeightAveraging(decay=0.5)
+    checkpoint, averages = checkpoints_in(tmp_path), EMAWeightAveraging(decay=0.5)
     trainer = fit(stopping, checkpoint, averages, steps=-1, batches=8, **options)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == trainer.global_step > 0
@@ -207,16 +215,8 @@ def test_early_stopping_ends_with_a_checkpoint(tmp_path, accumulate, each_epoch)
 
 def test_an_end_by_epochs(tmp_path, monkeypatch):
     steps = saved_steps(tmp_path / "last.ckpt", monkeypatch)
-    fit(RunCheckpoint(tmp_path / "last.ckpt"), steps=-1, max_epochs=3)
+    fit(checkpoints_in(tmp_path), steps=-1, max_epochs=3)
     assert steps == [6]
-
-
-def test_a_worker_leaves_ctrl_c_to_the_main_process(tmp_path, monkeypatch, capsys):
-    checkpoint = RunCheckpoint(tmp_path / "last.ckpt")
-    monkeypatch.setattr(callbacks.os, "getpid", lambda: -1)
-    checkpoint._interrupt(pl.Trainer(logger=False), 2, None)
-    checkpoint._interrupt(pl.Trainer(logger=False), 2, None)
-    assert capsys.readouterr().err == ""
 
 
 # ---- progress
@@ -241,7 +241,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(clock, capsys):
 
 
 def test_the_end_of_a_resumed_run_is_estimated_from_its_own_steps(tmp_path, clock, capsys):
-    fit(RunCheckpoint(tmp_path / "last.ckpt"), steps=4)
+    fit(checkpoints_in(tmp_path), steps=4)
     given = [Ticking(clock, 10), Progress(seconds=10)]
     fit(*given, steps=8, ckpt_path=tmp_path / "last.ckpt")
     assert capsys.readouterr().out.splitlines()[0].startswith("step 5 of 8, 0:30 left")
@@ -266,4 +266,4 @@ def test_nothing_from_further_devices(in_terminal, clock, capsys):
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36_061, "10:01:01")])
 def test_clocks(seconds, shown):
-    assert callbacks._clock(seconds) == shown
+    assert progress._clock(seconds) == shown

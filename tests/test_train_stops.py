@@ -116,9 +116,8 @@ def test_a_step_size_that_follows_the_validations_survives_a_resume(
         assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
 
 
-def test_ctrl_c_ends_with_a_checkpoint_and_a_model(tmp_path, ctrl_c_at, capsys, caplog):
+def test_ctrl_c_ends_with_a_checkpoint_and_a_model(tmp_path, ctrl_c_at, capsys):
     ctrl_c_at(3)
-    caplog.set_level("INFO")
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: fit("tokenizer", tmp_path / "run", "--trainer.max_steps=100"))
@@ -127,7 +126,8 @@ def test_ctrl_c_ends_with_a_checkpoint_and_a_model(tmp_path, ctrl_c_at, capsys, 
     assert checkpoint_of(tmp_path / "run")["global_step"] == 3
     said = capsys.readouterr()
     assert "stopping after this step" in said.err
-    assert "--ckpt_path last goes on" in caplog.text
+    assert "stopped at step 3; to go on: python train.py tokenizer fit" in said.out
+    assert said.out.splitlines()[-2].endswith("--trainer.max_steps=100 --ckpt_path last")
     assert "Traceback" not in said.err
     assert signal.getsignal(signal.SIGINT) is handler
 

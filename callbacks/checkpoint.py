@@ -1,0 +1,154 @@
+"""When a run saves its state, and how it ends."""
+
+import logging
+import signal
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from callbacks.run_state import after_last_step, any_device
+from callbacks.stop_signals import StopSignals
+from checkpoint_folder import CheckpointFolder
+
+log = logging.getLogger(__name__)
+
+RETRY_MINUTES = 1.0  # at most so long after a checkpoint that could not be written
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes the last checkpoint of `files` every so often and wherever the fit ends: after its last step, when a
+    callback stops it (a limit of time, EarlyStopping), and after the step or the validation in which a signal came.
+
+    The first signal lets the step end and ends the fit as if it were over, without a last validation. Lightning's own
+    ModelCheckpoint saves once more after the fit, with averaged weights in the place of the trained ones: a run that
+    goes on from there is not the one that was never interrupted.
+
+    What cannot be written (a full disk, weights that are not finite) is said, tried again and leaves the checkpoints
+    before it in place. All devices take part in a save, the first one alone writes and may fail.
+
+    Attributes:
+        stopped: whether a signal has ended the fit; one in the validation after the last step has not.
+        interrupted: whether one of its signals was Ctrl-C.
+        failed: whether the last attempt to save did.
+    """
+
+    def __init__(self, files: CheckpointFolder) -> None:
+        self.files, self.policy = files, files.policy
+        self.stopped = self.interrupted = self.failed = False
+        self._io = _FolderIO(files)
+        self._signals = StopSignals(self._what_ends)
+        self._trainer: pl.Trainer | None = None
+        self._next = 0.0  # when to save, on the clock
+        self._step = 0
+        self._step_ended = True  # or are gradients being added up, which no checkpoint would hold
+        self._stop = False  # asked for, maybe in the middle of a step
+        self._over = False
+
+    @property
+    def error(self) -> Exception | None:
+        """What kept the last checkpoint from being written; on the first device."""
+        return self._io.error
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._trainer = trainer
+        if stage == "fit":
+            trainer.strategy.checkpoint_io = self._io
+            self._signals.remember()
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._signals.install()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._signals.install()
+        self._next = time.monotonic() + 60 * self.policy.every_minutes
+        self._step = trainer.global_step
+
+    def _what_ends(self) -> str | None:
+        if self._over:
+            return None
+        return "validation" if self._trainer.validating else "step"
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._step_ended = trainer.global_step != self._step
+        self._step = trainer.global_step
+        self._over = self._stops(trainer) or after_last_step(trainer)
+        if self._over or (self._step_ended and self._is_due(trainer)):
+            self._save(trainer)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        every = self.policy.every_steps
+        return any_device(trainer, time.monotonic() >= self._next) or (
+            every is not None and trainer.global_step % every == 0
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """By now, the weight averaging has put the trained weights back."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_if_stopped(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Here EarlyStopping decides where each epoch has one validation."""
+        self._save_if_stopped(trainer)
+
+    def _save_if_stopped(self, trainer: pl.Trainer) -> None:
+        if not self._over and self._stops(trainer):
+            self._over = True
+            self._save(trainer)
+
+    def _stops(self, trainer: pl.Trainer) -> bool:
+        """Whether the fit ends here. In the middle of a step it does not: the wish waits until the step's end."""
+        if self._step_ended and any_device(trainer, self._signals.asked is not None):
+            self.interrupted = any_device(trainer, self._signals.asked is signal.SIGINT)
+            self.stopped = trainer.should_stop = True
+            trainer.limit_val_batches = 0
+        self._stop = self._stop or trainer.should_stop
+        trainer.should_stop = self._stop and self._step_ended
+        return trainer.should_stop
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        trainer.save_checkpoint(self.files.last)
+        self.failed = any_device(trainer, self.error is not None)
+        minutes = self.policy.every_minutes
+        if self.failed:
+            minutes = min(minutes, RETRY_MINUTES)
+            if trainer.is_global_zero:
+                log.warning(
+                    "step %s could not be saved (%s); the checkpoints before it stay", trainer.global_step, self.error
+                )
+        self._next = time.monotonic() + 60 * minutes
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._signals.restore()
+
+
+class _FolderIO(TorchCheckpointIO):
+    """Has a CheckpointFolder write. What keeps it from that is remembered: raised on one device, it would leave the
+    others waiting for that one."""
+
+    def __init__(self, files: CheckpointFolder) -> None:
+        self.files = files
+        self.error: Exception | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.error = None
+        try:
+            _check_finite(checkpoint)
+            self.files.write(checkpoint)
+        except (OSError, FloatingPointError) as error:
+            self.error = error
+
+
+def _check_finite(checkpoint: dict[str, Any]) -> None:
+    """Raises FloatingPointError naming weights that are not finite: such a run has no use for its last state."""
+    trained = checkpoint.get("current_model_state", {})
+    for name, tensor in (*checkpoint["state_dict"].items(), *trained.items()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} is not finite")

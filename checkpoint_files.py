@@ -1,0 +1,143 @@
+"""One training checkpoint on the disk: whole or not there, with a digest that is checked on reading.
+
+The file is what `torch.save` writes, a zip archive, so that everything which reads such files reads these; the digest
+is the archive's comment, at the end. In a sidecar it could be that of another checkpoint after a power cut.
+"""
+
+import hashlib
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from model_files import mismatches
+
+OF_ALL_CHECKPOINTS = ("pytorch-lightning_version", "global_step")  # without these, none is read
+TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
+COMMENT = re.compile(rb"sha256:([0-9a-f]{64})")
+COMMENT_BYTES = 71
+LENGTH_BYTES = 2  # of the comment's length, the last thing before it
+
+
+class DamagedCheckpoint(ValueError):
+    """The file is not as it was written, or was never a checkpoint."""
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes the file and has the disk take it. Raises OSError, as from a full disk; no part of the file then stays."""
+    try:
+        with path.open("wb+") as file:
+            _save(checkpoint, file)
+            _sign(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # "unexpected pos": torch closes the archive after a write that failed
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _sign(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(end - LENGTH_BYTES)
+    file.write(COMMENT_BYTES.to_bytes(LENGTH_BYTES, "little"))
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.write(f"sha256:{digest}".encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the disk take the names in a folder, where the system can be asked to."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_undamaged(path: Path) -> None:
+    """Raises DamagedCheckpoint where the file is not as it was written.
+
+    Files without a digest, of earlier versions and of others, are held to the archive's own sums of their parts.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not archive.comment:
+                if (part := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"{part} does not have its checksum")
+                return
+            signed = COMMENT.fullmatch(archive.comment)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+    if signed is None or signed[1].decode() != _digest(path):
+        raise _damaged(path, "its digest is not that of its content")
+
+
+def _digest(path: Path) -> str:
+    """Of all but the comment."""
+    sha256, left = hashlib.sha256(), path.stat().st_size - COMMENT_BYTES
+    with path.open("rb") as file:
+        while block := file.read(min(left, 1 << 20)):
+            sha256.update(block)
+            left -= len(block)
+    return sha256.hexdigest()
+
+
+def _damaged(path: Path, reason: object) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{path} is damaged or no training checkpoint: {str(reason).partition(chr(10))[0]}")
+
+
+def load_checkpoint(path: str | Path, model: nn.Module, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """A training checkpoint whose "state_dict" fits `model`, which is not touched; tensors stay on the disk until used.
+
+    Raises ValueError naming the file where it is missing, damaged (DamagedCheckpoint), of another model, or holds
+    weights without `keys` and OF_ALL_CHECKPOINTS.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint {path}")
+    check_undamaged(path)
+    checkpoint = _read(path)
+    problems = mismatches(checkpoint["state_dict"], model.state_dict())
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise ValueError(f"{path} is of another model than this run's: {shown}")
+    missing = [key for key in (*OF_ALL_CHECKPOINTS, *keys) if key not in checkpoint]
+    if missing:
+        raise ValueError(
+            f"{path} holds weights but no {', '.join(missing)}: expected a checkpoint as training writes it"
+        )
+    return checkpoint
+
+
+def step_of(path: Path) -> int:
+    """Updates that a checkpoint has behind it. Raises DamagedCheckpoint where it does not say."""
+    try:
+        return int(_read(path)["global_step"])
+    except KeyError as error:
+        raise _damaged(path, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint["state_dict"].items()
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    return checkpoint

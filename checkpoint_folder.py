@@ -1,0 +1,125 @@
+"""The checkpoints of a run: `last.ckpt`, those before it as `step-NUMBER.ckpt`, which of them stay, and which is good.
+
+A checkpoint is renamed at most twice and never rewritten, and each carries its own digest: at no moment is there a good
+one that counts as damaged, or none where there was one.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint_files import DamagedCheckpoint, step_of, sync_folder, write_checkpoint
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+NUMBERED = "step-*.ckpt"
+ASIDE = ".damaged"  # what is put behind the name of a checkpoint that is not to be gone on from
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPolicy:
+    """When checkpoints are written, and which of them stay. Raises ValueError for values outside their ranges.
+
+    Attributes:
+        every_minutes: between two of them.
+        every_steps: also after each multiple of so many updates; None: by the clock alone.
+        keep_last: so many of the newest stay. With 1 there is none to go back to where that one is damaged.
+        keep_every: of each so many updates, the first checkpoint stays for good; None: none does.
+    """
+
+    every_minutes: float = 10
+    every_steps: int | None = None
+    keep_last: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.every_minutes >= 0:
+            raise ValueError(f"checkpoints.every_minutes is {self.every_minutes}, expected at least 0")
+        for name in ("every_steps", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"checkpoints.{name} is {value}, expected at least 1")
+
+
+class CheckpointFolder:
+    """The checkpoints in `folder`, which one process at a time writes (locks.py)."""
+
+    def __init__(self, folder: Path, policy: CheckpointPolicy) -> None:
+        self.folder, self.policy = folder, policy
+        self.last = folder / LAST
+        self._damaged: list[Path] = []
+
+    def newest_first(self) -> list[Path]:
+        numbered = sorted(self.folder.glob(NUMBERED), key=_step_in_name, reverse=True)
+        return [*([self.last] if self.last.is_file() else []), *numbered]
+
+    def newest_good(self, load: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+        """The newest checkpoint that `load` does not find damaged; each that it does is named in a warning.
+
+        Raises ValueError where there is none, and what else `load` raises.
+        """
+        problems, self._damaged = [], []
+        for path in self.newest_first():
+            try:
+                checkpoint = load(path)
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
+                self._damaged.append(path)
+                continue
+            for problem in problems:
+                log.warning("%s", problem)
+            if problems:
+                log.warning("going back to the one before: %s, step %s", path, checkpoint["global_step"])
+            return path, checkpoint
+        raise ValueError("; ".join(problems) or f"no checkpoint {self.last}")
+
+    def write(self, checkpoint: dict[str, Any]) -> None:
+        """Makes it the last one. Raises OSError where that fails: those that were there then stay.
+
+        What `newest_good` found damaged is set aside now, under a name that no run goes on from.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f".{LAST}.part"
+        write_checkpoint(checkpoint, part)
+        self._number_last(checkpoint["global_step"])
+        self._set_damaged_aside()
+        part.replace(self.last)
+        sync_folder(self.folder)
+        self._prune()
+
+    def _set_damaged_aside(self) -> None:
+        while self._damaged:
+            path = self._damaged.pop()
+            path.replace(path.with_name(f"{path.name}{ASIDE}"))
+
+    def _number_last(self, next_step: int) -> None:
+        """Gives the last one the name it has from now on; one of the same step is replaced, not kept beside it."""
+        if not self.last.is_file() or self.last in self._damaged:
+            return
+        try:
+            step = step_of(self.last)
+        except DamagedCheckpoint as error:
+            log.warning("%s", error)
+            self._damaged.append(self.last)
+            return
+        if step != next_step:
+            self.last.replace(self.folder / NUMBERED.replace("*", f"{step:07d}"))
+
+    def _prune(self) -> None:
+        numbered = self.newest_first()[1:]
+        for path in set(numbered[self.policy.keep_last - 1 :]) - self._milestones(numbered):
+            path.unlink()
+
+    def _milestones(self, numbered: list[Path]) -> set[Path]:
+        """The first checkpoint of each `keep_every` updates."""
+        if self.policy.keep_every is None:
+            return set()
+        return set({_step_in_name(path) // self.policy.keep_every: path for path in numbered}.values())
+
+
+def _step_in_name(path: Path) -> int:
+    digits = path.stem.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
