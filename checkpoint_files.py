@@ -22,6 +22,8 @@ OF_ALL_CHECKPOINTS = ("pytorch-lightning_version", "global_step")  # without the
 TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
 COMMENT = re.compile(rb"sha256:([0-9a-f]{64})")
 COMMENT_BYTES = 71
+ARCHIVE_END = b"PK\x05\x06"
+ARCHIVE_END_BYTES = 22  # where there is no comment
 LENGTH_BYTES = 2  # of the comment's length, the last thing before it
 
 
@@ -72,21 +74,40 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_undamaged(path: Path) -> None:
-    """Raises DamagedCheckpoint where the file is not as it was written.
+    """Raises DamagedCheckpoint where the file is not as it was written, or cannot be read.
 
     Files without a digest, of earlier versions and of others, are held to the archive's own sums of their parts.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if not archive.comment:
-                if (part := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"{part} does not have its checksum")
-                return
-            signed = COMMENT.fullmatch(archive.comment)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+        problem = _problem_of_digest(path) if _has_comment(path) else _problem_of_parts(path)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError, OSError) as error:
         raise _damaged(path, error) from error
-    if signed is None or signed[1].decode() != _digest(path):
-        raise _damaged(path, "its digest is not that of its content")
+    if problem is not None:
+        raise _damaged(path, problem)
+
+
+def _has_comment(path: Path) -> bool:
+    end = _end(path, ARCHIVE_END_BYTES)
+    return not (end.startswith(ARCHIVE_END) and end.endswith(bytes(LENGTH_BYTES)))
+
+
+def _end(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+        return file.read()
+
+
+def _problem_of_parts(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        part = archive.testzip()
+    return None if part is None else f"{part} does not have its checksum"
+
+
+def _problem_of_digest(path: Path) -> str | None:
+    signed = COMMENT.fullmatch(_end(path, COMMENT_BYTES))
+    if signed is None:
+        return "it has no end"
+    return None if signed[1].decode() == _digest(path) else "its digest is not that of its content"
 
 
 def _digest(path: Path) -> str:

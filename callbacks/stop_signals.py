@@ -28,16 +28,16 @@ class StopSignals:
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
-    def install(self) -> None:
-        """Again where others have taken the signals meanwhile, as Lightning does for SIGTERM and, under SLURM, for
-        SIGUSR1, which it answers with a checkpoint in the middle of a step."""
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            for number in SIGNALS:
-                signal.signal(number, self._receive)
-
     def remember(self) -> None:
         """What `restore` is to bring back, before others take the signals."""
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def install(self) -> None:
+        """After others have taken the signals: Lightning does so for SIGTERM and, under SLURM, for SIGUSR1, which it
+        answers with a checkpoint in the middle of a step."""
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
 
     def restore(self) -> None:
         if threading.current_thread() is threading.main_thread():
