@@ -6,12 +6,16 @@ same, so such a folder can be uploaded to the Hub and downloaded from it as it i
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -38,28 +42,47 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     path = _existing(Path(folder) / CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of lists in lists
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, expected an object of settings")
     return config
 
 
-def load_weights(folder: str | Path, model: nn.Module) -> None:
-    """Fills `model` with the weights in `folder`.
+def load_model(folder: str | Path, build: Callable[[], ModelT]) -> ModelT:
+    """What `build` makes, with the weights in `folder`, in evaluation mode.
 
-    Raises ValueError naming the file where it is missing or damaged, and the tensors that it lacks, has too many, or
-    has in another shape than the model.
+    The names and shapes in the file are held against the model's before that gets memory: settings that somebody has
+    made a million times too large cost none.
+
+    Raises ValueError naming the file where it is missing or damaged, the tensors that it lacks, has too many, or has in
+    another shape than the model, and those that are not finite.
     """
     path = _existing(Path(folder) / WEIGHTS)
     try:
+        with safe_open(path, "pt") as file:
+            names = file.offset_keys()
+            shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+        problems = mismatches(shapes, _without_memory(Path(folder) / CONFIG, build).state_dict())
+        if problems:
+            raise ValueError(f"{path} does not fit its {CONFIG}: " + "; ".join(problems))
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    problems = mismatches(tensors, model.state_dict())
-    if problems:
-        raise ValueError(f"{path} does not fit its {CONFIG}: " + "; ".join(problems))
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite")
+    model = build()
     model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _without_memory(config: Path, build: Callable[[], ModelT]) -> ModelT:
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception as error:  # the settings in a file are anybody's, and some are beyond what torch can count
+        raise ValueError(f"{config}: no model can be made of it: {error or type(error).__name__}") from error
 
 
 def _existing(path: Path) -> Path:

@@ -334,7 +334,7 @@ def _read_bundle(folder: Path) -> dict[str, Any]:
     try:
         bundle = json.loads(path.read_text(encoding="utf-8"))
         missing = [part for part in PARTS if not isinstance(bundle[part], str)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if missing:
         raise ValueError(f"{path} is damaged: {missing[0]} is no fingerprint")

@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, int | str]] = {
 }
 BLOCKS = ("paper", "modern")
 MASKS = ("sparse", "causal")
+MOST = {"n_layer": 4096, "mlp_ratio": 1024, "conv_kernel": 1023}  # beyond these, a file is damaged or an attack
 NORM_EPS = 1e-6
 """Of every RMSNorm and of QK-norm; for RMSNorm, PyTorch's default follows the dtype and would be 0.008 in bf16."""
 
@@ -78,12 +79,13 @@ class PriorConfig:
             raise ValueError(f"grid_size has {len(self.grid_size)} numbers, expected 2: rows and columns")
         least_one = ("text_vocab_size", "codebook_size", "n_layer", "n_head", "n_embd", "mlp_ratio")
         sizes = {name: getattr(self, name) for name in least_one}
-        sizes |= {"grid_size[0]": self.grid_size[0], "grid_size[1]": self.grid_size[1]}
+        sizes |= {"grid_size[0]": self.grid_size[0], "grid_size[1]": self.grid_size[1], "conv_kernel": self.conv_kernel}
         for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if self.text_len < 2:
-            raise ValueError(f"text_len is {self.text_len}, expected at least 2: BOS and one caption token")
+            _check_whole(name, value, 1, MOST.get(name, 2**31))
+        _check_whole("text_len", self.text_len, 2, 2**31)  # BOS and one caption token
+        for name in ("attend_pads", "checkpoint_activations"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected true or false")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         if self.block == "modern" and self.head_dim % 4:
@@ -121,6 +123,11 @@ class PriorConfig:
             conv_kernel=self.conv_kernel,
             conv_wrap=self.conv_wrap,
         )
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least} and at most {most:,}")
 
 
 def sparse_schedule(n_layer: int) -> list[Kind]:

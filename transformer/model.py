@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model_files import load_config, load_weights, save_folder
+from model_files import load_config, load_model, save_folder
 from transformer.attention import Attend, attend_sequence
 from transformer.blocks import ModernBlock, PaperBlock
 from transformer.config import PriorConfig
@@ -168,6 +168,4 @@ class Prior(nn.Module):
             config = PriorConfig(**settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{Path(folder) / 'config.json'} is no prior's: {error}") from error
-        prior = cls(config)
-        load_weights(folder, prior)
-        return prior.eval()
+        return load_model(folder, partial(cls, config))

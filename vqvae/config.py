@@ -1,5 +1,6 @@
 """Sizes of a discrete VAE. The named ones are the files in configs/tokenizer."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,14 @@ from vqvae.pixels import PIXEL_SPACES
 NETWORK_NAMES = ("dalle", "conv")  # networks.py has what they are
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
+LARGEST_SIDE = 2**16  # of a picture, in pixels
+MOST_GROUPS, MOST_BLOCKS, WIDEST = 12, 1024, 4096  # beyond these, a file is damaged or an attack
+
+
+def check_whole(name: str, value: Any, least: int, most: int = 2**31) -> None:
+    """ValueError unless `value` is a whole number, from least to most."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least} and at most {most:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +55,15 @@ class DiscreteVAEConfig:
     width_multipliers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        most = {"image_size": LARGEST_SIDE, "n_groups": MOST_GROUPS, "n_blk_per_group": MOST_BLOCKS}
         for name in ("image_size", "n_hid", "n_init", "n_groups", "n_blk_per_group"):
-            _check_whole(name, getattr(self, name), 1)
-        _check_whole("codebook_size", self.codebook_size, 2)
+            check_whole(name, getattr(self, name), 1, most.get(name, LARGEST_SIDE))
+        check_whole("codebook_size", self.codebook_size, 2)
         if not isinstance(self.quantizer_options, Mapping):
             raise ValueError(f"quantizer_options is {self.quantizer_options!r}, expected names and values")
-        if self.post_gain is not None and not isinstance(self.post_gain, int | float):
-            raise ValueError(f"post_gain is {self.post_gain!r}, expected a number or none")
+        gain = self.post_gain
+        if gain is not None and not (isinstance(gain, int | float) and abs(gain) < math.inf):  # which NaN is not
+            raise ValueError(f"post_gain is {gain!r}, expected a number or none")
         for name, known in {"network": NETWORK_NAMES, "pixels": tuple(PIXEL_SPACES)}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
@@ -81,8 +89,10 @@ class DiscreteVAEConfig:
                 f"width_multipliers are {len(multipliers)}, {list(multipliers)}, expected one for each of the "
                 f"{self.n_groups} groups"
             )
-        if not all(isinstance(multiplier, int) and multiplier >= 1 for multiplier in multipliers):
-            raise ValueError(f"width_multipliers are {list(multipliers)}, expected whole numbers of at least 1")
+        if not all(type(multiplier) is int and 1 <= multiplier <= WIDEST for multiplier in multipliers):
+            raise ValueError(
+                f"width_multipliers are {list(multipliers)}, expected whole numbers of at least 1 and at most {WIDEST}"
+            )
 
     @property
     def downsample_factor(self) -> int:

@@ -26,7 +26,7 @@ def load_image_tokenizer(folder: str | Path) -> DiscreteVAE | Palette:
 
 def _class_of(folder: str | Path) -> type[DiscreteVAE] | type[Palette]:
     kind = load_config(folder).get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str | None) or kind not in KINDS:
         known = ", ".join(str(name) for name in KINDS if name is not None)
         raise ValueError(f"{Path(folder) / CONFIG} is of kind {kind!r}, expected {known} or none, a discrete VAE's")
     return KINDS[kind]

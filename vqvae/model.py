@@ -4,9 +4,8 @@ The model of https://arxiv.org/abs/2102.12092, section 2.1 and appendix A, at an
 and the pixel space that the configuration names.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from model_files import CONFIG, load_config, load_weights, save_folder
+from model_files import CONFIG, load_config, load_model, save_folder
 from vqvae.config import DiscreteVAEConfig
 from vqvae.cpu_layers import in_rows
 from vqvae.indices import check_indices
@@ -109,8 +108,10 @@ class DiscreteVAE(nn.Module):
                 f"{Path(folder) / CONFIG} is of kind {kind!r}, no discrete VAE's: vqvae.folders.load_image_tokenizer "
                 "loads any kind"
             )
-        with _naming_the_config(folder):
+        try:
             return DiscreteVAEConfig(**settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{Path(folder) / CONFIG} is no discrete VAE's: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "DiscreteVAE":
@@ -118,16 +119,4 @@ class DiscreteVAE(nn.Module):
 
         Raises ValueError naming a file that is missing or damaged, or settings and weights that do not fit.
         """
-        config = cls.load_config(folder)
-        with _naming_the_config(folder):
-            model = cls(config)
-        load_weights(folder, model)
-        return model.eval()
-
-
-@contextmanager
-def _naming_the_config(folder: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{Path(folder) / CONFIG} is no discrete VAE's: {error}") from error
+        return load_model(folder, partial(cls, cls.load_config(folder)))

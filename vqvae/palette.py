@@ -8,6 +8,7 @@ Legend: B batch, K colours, H W pixels.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.nearest import nearest_code
-from model_files import CONFIG, load_config, load_weights, save_folder
+from model_files import CONFIG, load_config, load_model, save_folder
+from vqvae.config import LARGEST_SIDE, check_whole
 from vqvae.indices import check_indices
 from vqvae.kmeans import kmeans
 from vqvae.pixels import check_range
@@ -32,10 +34,8 @@ class PaletteConfig:
     codebook_size: int = 512
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}, expected at least 1")
-        if self.codebook_size < 2:
-            raise ValueError(f"codebook_size is {self.codebook_size}, expected at least 2")
+        check_whole("image_size", self.image_size, 1, LARGEST_SIDE)
+        check_whole("codebook_size", self.codebook_size, 2)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -107,9 +107,7 @@ class Palette(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Palette":
         """The palette that `save_pretrained` wrote, on the CPU. Raises ValueError as `DiscreteVAE.from_pretrained`."""
-        palette = cls(cls.load_config(folder))
-        load_weights(folder, palette)
-        return palette.eval()
+        return load_model(folder, partial(cls, cls.load_config(folder)))
 
 
 def sample_pixels(pictures: Iterable[Tensor], a_picture: int, seed: int = 0) -> Tensor:
