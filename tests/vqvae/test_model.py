@@ -243,8 +243,8 @@ def test_missing_and_foreign_tensors_are_named(folder):
         ({"n_hid": 6}, r"config\.json is no discrete VAE's: n_hid is 6, expected a multiple of 4"),
         ({"n_hid": "wide"}, r"config\.json is no discrete VAE's"),
         ({"n_layer": 3}, r"config\.json is no discrete VAE's: .*n_layer"),
-        ({"quantizer": "magic"}, r"config\.json : no model can be made of it: unknown quantizer 'magic'"),
-        ({"quantizer_options": {"alpha": 1}}, r"config\.json : no model can be made of it: .*no option 'alpha'"),
+        ({"quantizer": "magic"}, r"config\.json: no model can be made of it: unknown quantizer 'magic'"),
+        ({"quantizer_options": {"alpha": 1}}, r"config\.json: no model can be made of it: .*no option 'alpha'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(folder, settings, message):
