@@ -65,7 +65,7 @@ def test_what_is_kept_is_said(draw, photo, mask, capsys):
     draw("a", "--n", 1, "--picture", photo, "--keep_rows", 7)
     draw("a", "--n", 1, "--picture", photo, "--mask", mask)
     draw("a", "--n", 1, "--picture", photo, "--strength", 0.5)
-    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("1 pictures of ")]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("1 picture of ")]
     assert said == [
         "of the 7 rows of pixels asked for, the first 4 are whole rows of tokens",
         "4 of 16 tokens are kept",
