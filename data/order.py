@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from data.worker_signals import leave_signals_to_main
+
 REJECTS = "rejects"  # in a batch from a dataset: what was unusable
 
 
@@ -115,7 +117,13 @@ class EpochLoader(DataLoader):
         on_rejects: Callable[[list[Any]], None] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(dataset, sampler=order, batch_size=order.batch_size, **settings)
+        super().__init__(
+            dataset,
+            sampler=order,
+            batch_size=order.batch_size,
+            worker_init_fn=leave_signals_to_main,
+            **settings,
+        )
         self.order = order
         self.on_rejects = on_rejects
         self.progress = progress  # no function of self stands in for None: a cycle delays the end of the workers

@@ -1,6 +1,8 @@
 """How a run ends, by itself or by Ctrl-C, and how it goes on."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,18 +35,17 @@ pytestmark = MARKS
 
 @pytest.fixture
 def ctrl_c_at(monkeypatch) -> Callable[..., None]:
-    """Presses Ctrl-C `times` times: during the training step number `step`, counted from 1, or the validation after."""
+    """Sends a signal `times` times: during the training step number `step`, counted from 1, or the validation after."""
 
-    def ctrl_c_at(step: int, times: int = 1, during: str = "training_step") -> None:
-        left = [signal.SIGINT] * times
+    def ctrl_c_at(step: int, times: int = 1, during: str = "training_step", number: int = signal.SIGINT) -> None:
+        left = [number] * times
         done = step - 1 if during == "training_step" else step
         for system in (TokenizerSystem, PriorSystem):
             original = getattr(system, during)
 
             def pressed(self, *args, original=original):
                 while self.global_step == done and left:
-                    left.pop()
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(left.pop())
                 return original(self, *args)
 
             monkeypatch.setattr(system, during, pressed)
@@ -143,6 +144,40 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, ctrl_c_at, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("during", ["training_step", "validation_step"])
+def test_a_machine_that_is_taken_away_ends_a_run_without_an_error(number, during, tmp_path, ctrl_c_at, capsys):
+    """However often it is announced."""
+    handler = signal.getsignal(number)
+    ctrl_c_at(3, times=3, during=during, number=number)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "run", "--trainer.max_steps=100", *EACH_3))
+    assert stop.value.code == 0
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+    assert load_config(tmp_path / "run" / "model")["codebook_size"] == 16
+    said = capsys.readouterr()
+    assert said.err.count(f"stopping after this {during.removesuffix('_step').replace('training', 'step')}") == 1
+    assert "--ckpt_path last" in said.out
+    assert signal.getsignal(number) is handler
+
+
+def test_ctrl_c_after_that_stops_at_once(tmp_path, monkeypatch):
+    original = TokenizerSystem.training_step
+
+    def signalled(self, *args):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        return original(self, *args)
+
+    monkeypatch.setattr(TokenizerSystem, "training_step", signalled)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "run"))
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert stop.value.code == 130
+    assert not (tmp_path / "run" / train.CHECKPOINT).exists()
+
+
 def test_a_run_that_is_over_is_exported_again(tokenizer_run, tmp_path, capsys):
     run = shutil.copytree(tokenizer_run, tmp_path / "run")
     shutil.rmtree(run / "model")
@@ -174,7 +209,9 @@ def test_accumulated_gradients_are_never_split_by_a_checkpoint(tmp_path, ctrl_c_
     assert checkpoint["TokenizerData"]["position"] == 3 * 8
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_to_the_whole_group_reaches_the_workers_too_and_loses_nothing(number, code, tmp_path):
+    """As a terminal sends Ctrl-C, and a batch system SIGTERM."""
     run = tmp_path / "run"
     args = arguments("tokenizer", run, "--trainer.max_steps=100000", "--data.loading.workers=1")
     script = subprocess.Popen(
@@ -187,9 +224,11 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_loses_nothing(tmp_path
     while not list(run.glob("pictures/*.png")) and script.poll() is None:
         time.sleep(0.1)
     assert script.poll() is None, script.stdout.read()
-    os.killpg(script.pid, signal.SIGINT)
+    os.killpg(script.pid, number)
     said, _ = script.communicate(timeout=60)
-    assert script.returncode == 130, said
+    assert script.returncode == code, said
+    (command,) = re.findall(r"stopped at step \d+; to go on: (.*)", said)
+    assert shlex.split(command) == [*script.args[:1], *map(str, script.args[1:]), "--ckpt_path", "last"]
     assert "Traceback" not in said
     assert said.count("stopping after this ") == 1
     assert load_config(run / "model")["codebook_size"] == 16
