@@ -20,6 +20,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
@@ -34,7 +35,7 @@ from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.pictures import PictureWriter
 from callbacks.progress import Progress
-from callbacks.run_config import REJECTS, RunConfig
+from callbacks.run_config import REJECTS, SETTINGS, RunConfig, settings_of
 from callbacks.tokenizer_record import ImageTokenizerRecord
 from checkpoint_files import TRAINING_STATE, load_checkpoint
 from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
@@ -45,6 +46,7 @@ from grids import captioned_grid, reconstruction_grid
 from locks import only_writer
 from pipeline import TextToImage, fingerprint, to_pil_images
 from resume_command import resume_command
+from settings_changes import changed_settings
 from sharding import STRATEGY, strategy_of
 from transformer.sampling import SamplingConfig
 from transformer.training import PriorSystem
@@ -167,6 +169,9 @@ class RunCLI(LightningCLI):
             raise ValueError(
                 f"{self.run_folder} holds a run already, and {path} is not its last checkpoint: name another --run"
             )
+        now = yaml.safe_load(settings_of(self._parser(self.subcommand), self.config[self.subcommand]))
+        for change in changed_settings(checkpoint.get(SETTINGS, now), now):  # the first checkpoints had none
+            log.warning("other than before: %s", change)
         log.info("going on from %s, step %s", path, checkpoint["global_step"])
         return str(path)
 

@@ -32,6 +32,7 @@ HELPERS = (
     "checkpoint_files",
     "checkpoint_folder",
     "resume_command",
+    "settings_changes",
     "evaluation",
 )
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
@@ -62,6 +63,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "checkpoint_files": ("model_files",),
     "checkpoint_folder": ("checkpoint_files",),
     "resume_command": (),
+    "settings_changes": (),
     "sharding": (),
     "averaging": ("sharding",),
     "evaluation": (*LIBRARY, "grids", "cli", "metrics"),

@@ -109,6 +109,19 @@ def test_a_checkpoint_of_another_model(fails, tokenizer_run):
     assert "expected (12," in said
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model.reconstruction=squared_error", "model.reconstruction was logit_laplace and is squared_error"),
+        ('--model.vae.quantizer_options={"decay": 0.5}', "model.vae.quantizer_options.decay was None and is 0.5"),
+    ],
+)
+def test_a_checkpoint_of_the_same_shapes_but_another_meaning(fails, option, said, tokenizer_run):
+    before = (tokenizer_run / "config.yaml").read_bytes()
+    assert said in fails("tokenizer", "fit", *arguments("tokenizer", tokenizer_run, "--ckpt_path=last", option))
+    assert (tokenizer_run / "config.yaml").read_bytes() == before
+
+
 def test_unknown_words(fails, tmp_path):
     run = arguments("tokenizer", tmp_path / "run")
     assert "expected tokenizer or prior, got 'painter'" in fails("painter", "fit")

@@ -1,0 +1,50 @@
+"""What of a run's settings may be another where it goes on from a checkpoint: not what its weights mean."""
+
+from collections.abc import Mapping
+from typing import Any
+
+OF_THE_MODEL = ("model.vae", "model.prior", "model.reconstruction", "data.image_size")
+NOT_OF_THE_WEIGHTS = ("model.prior.checkpoint_activations",)
+UNIMPORTANT = (  # where a run lies, what it shows, and how fast it reads
+    "run",
+    "ckpt_path",
+    "checkpoints",
+    "data.loading.workers",
+    "data.loading.report",
+    *(f"trainer.{name}" for name in ("callbacks", "logger", "log_every_n_steps", "profiler", "enable_progress_bar")),
+)
+
+
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is another now, in words, unimportant things left out.
+
+    Args:
+        saved, now: nested, as in a run's config.yaml.
+
+    Raises ValueError naming the settings of the model that have changed.
+    """
+    before, after = flat(saved), flat(now)
+    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    changes = {
+        name: f"{name} was {before.get(name)} and is {after.get(name)}"
+        for name in names
+        if not _within(name, UNIMPORTANT)
+    }
+    of_model = [
+        said for name, said in changes.items() if _within(name, OF_THE_MODEL) and not _within(name, NOT_OF_THE_WEIGHTS)
+    ]
+    if of_model:
+        raise ValueError(f"the checkpoint is of another model: {', '.join(of_model)}")
+    return list(changes.values())
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _within(name: str, parts: tuple[str, ...]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)

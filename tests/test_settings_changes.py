@@ -1,0 +1,63 @@
+import pytest
+
+from settings_changes import changed_settings, flat
+
+SAVED = {
+    "run": "runs/a",
+    "trainer": {"max_steps": 10, "logger": None},
+    "model": {"vae": {"quantizer": "vq", "quantizer_options": {}}, "optim": {"lr": 0.1}, "reconstruction": "l1"},
+    "data": {"loading": {"workers": 2, "batch_size": 8}, "image_size": 64},
+}
+
+
+def with_change(name: str, value: object) -> dict:
+    *parents, last = name.split(".")
+    changed = inner = {**SAVED}
+    for parent in parents:
+        inner[parent] = {**inner[parent]}
+        inner = inner[parent]
+    inner[last] = value
+    return changed
+
+
+def test_nothing_has_changed():
+    assert changed_settings(SAVED, with_change("run", "runs/a")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("run", "runs/b"), ("data.loading.workers", 0), ("trainer.logger", {"class_path": "CSVLogger"})]
+)
+def test_what_changes_no_weight_is_free(name, value):
+    assert changed_settings(SAVED, with_change(name, value)) == []
+
+
+def test_what_changes_the_training_is_said():
+    assert changed_settings(SAVED, with_change("trainer.max_steps", 20)) == ["trainer.max_steps was 10 and is 20"]
+    assert changed_settings(SAVED, with_change("model.optim.lr", 1)) == ["model.optim.lr was 0.1 and is 1"]
+    assert changed_settings(SAVED, with_change("model.adversarial", {"start_step": 3})) == [
+        "model.adversarial.start_step was None and is 3"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("model.vae.quantizer", "fsq", "model.vae.quantizer was vq and is fsq"),
+        ("model.vae.quantizer_options", {"decay": 0.9}, "model.vae.quantizer_options.decay was None and is 0.9"),
+        ("model.reconstruction", "l2", "model.reconstruction was l1 and is l2"),
+        ("data.image_size", 32, "data.image_size was 64 and is 32"),
+    ],
+)
+def test_what_the_weights_mean_is_refused(name, value, said):
+    with pytest.raises(ValueError, match=f"the checkpoint is of another model: {said}$"):
+        changed_settings(SAVED, with_change(name, value))
+
+
+def test_recomputing_activations_is_no_other_prior():
+    saved = {"model": {"prior": {"checkpoint_activations": False, "n_layer": 2}}}
+    now = {"model": {"prior": {"checkpoint_activations": True, "n_layer": 2}}}
+    assert changed_settings(saved, now) == ["model.prior.checkpoint_activations was False and is True"]
+
+
+def test_flat():
+    assert flat({"a": {"b": 1, "c": {}}, "d": [2]}) == {"a.b": 1, "d": [2]}
