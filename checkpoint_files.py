@@ -6,7 +6,6 @@ is the archive's comment, at the end. In a sidecar it could be that of another c
 
 import hashlib
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Sequence
@@ -159,6 +158,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         checkpoint["state_dict"].items()
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle runs into anything
+        raise _damaged(path, str(error) or type(error).__name__) from error
     return checkpoint

@@ -82,7 +82,7 @@ def _without_memory(config: Path, build: Callable[[], ModelT]) -> ModelT:
         with torch.device("meta"):
             return build()
     except Exception as error:  # the settings in a file are anybody's, and some are beyond what torch can count
-        raise ValueError(f"{config}: no model can be made of it: {error or type(error).__name__}") from error
+        raise ValueError(f"{config}: no model can be made of it: {str(error) or type(error).__name__}") from error
 
 
 def _existing(path: Path) -> Path:

@@ -111,7 +111,9 @@ def _flat(arrays: Any, above: str = "", depth: int = 0) -> Iterator[tuple[str, B
     """The records of arrays by name."""
     if isinstance(arrays, dict) and depth < DEEPEST:
         for name, value in arrays.items():
-            yield from _flat(value, f"{above}/{name}" if above else str(name), depth + 1)
+            if not isinstance(name, str):
+                raise ValueError(f"{above or 'the file'} has a {type(name).__name__} for a name, expected a text")
+            yield from _flat(value, f"{above}/{name}" if above else name, depth + 1)
     elif is_array(arrays):
         yield above, arrays
     else:

@@ -47,10 +47,10 @@ def read_weights(path: Path) -> Weights:
         else:
             found = root if isinstance(root, dict) else {}
             held = next((found[key] for key in UNDER if isinstance(found.get(key), dict)), found)
-        tensors = {name: file.tensor(value) for name, value in held.items() if is_tensor(value)}
+        tensors = {name: file.tensor(value) for name, value in _items(held) if is_tensor(value)}
     if not tensors:
         raise ValueError(f"{path} holds no weights: neither a module nor a state dict")
-    numbers = {name: value for name, value in held.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in _items(held) if isinstance(value, int | float)}
     return Weights(path, tensors, numbers)
 
 
@@ -66,8 +66,9 @@ def _held(module: Built, above: str = "", depth: int = 0) -> Iterator[tuple[str,
             yield from _held(part, f"{above}{name}.", depth + 1)
 
 
-def _items(values: Any) -> list[tuple[Any, Any]]:
-    return list(values.items()) if isinstance(values, Mapping) else []
+def _items(values: Any) -> list[tuple[str, Any]]:
+    """What has a text for its name: no weights have another."""
+    return [item for item in values.items() if isinstance(item[0], str)] if isinstance(values, Mapping) else []
 
 
 def numbers_after(start: str, names: Iterable[str]) -> set[int]:
