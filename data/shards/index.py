@@ -177,7 +177,7 @@ def _load(path: Path, stamp: Stamp) -> ShardIndex | None:
             return None
         rejects = tuple(Reject(name, Reason(reason), detail) for name, reason, detail in header["rejects"])
         return ShardIndex(stamp=stamp, digest=header["digest"], rejects=rejects, **arrays)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -137,14 +137,17 @@ def _extend(extended: _Extended, kind: bytes, content: bytes) -> None:
 
 def _pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Records "LENGTH NAME=VALUE\\n", the length being that of the whole record."""
-    while content.strip(b"\0"):
-        digits, _, _ = content.partition(b" ")
+    content, at = content.rstrip(b"\0"), 0
+    while at < len(content):
+        digits, _, _ = content[at : at + 8].partition(b" ")
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
-        name, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or content[length - 1 : length] != b"\n":
-            raise DamagedShard(f"damaged: the pax record {content[:40]!r}, expected LENGTH NAME=VALUE and a line's end")
+        end = at + length
+        name, equals, value = content[at + len(digits) + 1 : end - 1].partition(b"=")
+        if not equals or content[end - 1 : end] != b"\n":
+            shown = content[at : at + 40]
+            raise DamagedShard(f"damaged: the pax record {shown!r}, expected LENGTH NAME=VALUE and a line's end")
         yield name, value
-        content = content[length:]
+        at = end
 
 
 def _pax_size(value: bytes) -> int:

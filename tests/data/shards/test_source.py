@@ -12,7 +12,7 @@ from webdataset.tariterators import base_plus_ext
 
 from data.rejects import Reason, Rejected
 from data.shards.config import ShardsConfig, ShardSet
-from data.shards.grouping import _NAME
+from data.shards.grouping import key_and_suffix
 from data.shards.index import Stamp, index_file, make_index
 from data.shards.source import ShardsSource
 from data.source import Source
@@ -77,8 +77,7 @@ def test_every_form_of_tar(tmp_path, form):
     ["0.jpg", "a.b/c.d.e", "./1.TXT", "a/.hidden", "plain", ".x.y", "a/b", "x..jpg", "a b.jpg", "é/ü.ö.png", "a/b.c/"],
 )
 def test_keys_are_the_librarys(name):
-    found = _NAME.match(name)
-    assert ((found[1], found[2]) if found else (None, None)) == base_plus_ext(name)
+    assert (key_and_suffix(name) or (None, None)) == base_plus_ext(name)
 
 
 def test_captions_and_which_come_first(tmp_path):
