@@ -7,7 +7,7 @@ in a fixed order. No flag of the Trainer is needed with several devices: the ord
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from data.shapes import ShapesConfig
 from data.shards.config import ShardsConfig
 from data.shards.mixture import MixedOrder
 from data.shards.source import ShardsSource
+from data.shards.stream import StreamedShards
+from data.shards.streaming import StreamOrder, StreamSamples
 from data.source import Source
 from data.split import Keyed, fingerprint, split_by_key, spread
 from data.text import TextTokenizer
@@ -55,8 +57,8 @@ class CaptionedData(pl.LightningDataModule):
         """The samples."""
         raise NotImplementedError
 
-    def readers(self, *, training: bool) -> list[Reader]:
-        """What makes up a sample, in training or in validation."""
+    def readers(self, source: Keyed, *, training: bool) -> list[Reader]:
+        """What makes up a sample of a source, in training or in validation."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
@@ -88,11 +90,12 @@ class CaptionedData(pl.LightningDataModule):
         """Raises ValueError where the training split is smaller than a batch, and where `load_state_dict` was given the
         middle of an epoch of other data."""
         order = self._order(self.train_indices, shuffle=True)
-        if len(self.train_indices) == 0:
+        count = order.samples if isinstance(order, StreamOrder) else len(self.train_indices)
+        if count == 0:
             raise ValueError(f"no training samples among {len(self.source)}: all are of the split 'val' or 'test'")
         if len(order) == 0:
             raise ValueError(
-                f"{len(self.train_indices)} training samples do not fill one batch of {order.global_batch_size} over "
+                f"{count} training samples do not fill one batch of {order.global_batch_size} over "
                 "all devices: lower data.loading.batch_size"
             )
         self._train_loader = self._loader(order, training=True, progress=self._progress if self.trainer else None)
@@ -108,7 +111,7 @@ class CaptionedData(pl.LightningDataModule):
     def val_dataloader(self) -> EpochLoader:
         return self._loader(self._order(self.val_indices, shuffle=False), training=False)
 
-    def _order(self, indices: Tensor, *, shuffle: bool) -> EpochOrder:
+    def _order(self, indices: Tensor, *, shuffle: bool) -> EpochOrder | StreamOrder:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         settings = {
             "seed": self.loading.seed,
@@ -116,23 +119,31 @@ class CaptionedData(pl.LightningDataModule):
             "rank": rank,
             "world_size": world_size,
         }
+        if shuffle and isinstance(self.source, StreamedShards):
+            return StreamOrder(self.source.config.samples, workers=self.loading.workers, **settings)
         if shuffle and isinstance(self.source, ShardsSource) and self.source.config.weights is not None:
             return MixedOrder(self.source.by_set(indices), self.source.config.weights, **settings)
         return EpochOrder(indices, shuffle=shuffle, **settings)
 
     def _loader(
-        self, order: EpochOrder, *, training: bool, progress: Callable[[], Progress] | None = None
+        self, order: EpochOrder | StreamOrder, *, training: bool, progress: Callable[[], Progress] | None = None
     ) -> EpochLoader:
         if self.trainer and self.trainer.overfit_batches:
             raise ValueError("overfit_batches would replace the order of the data: train on fewer samples instead")
+        streamed = isinstance(order, StreamOrder)
+        if streamed:
+            dataset = StreamSamples(self.source, order, partial(self.readers, training=training))
+        else:
+            readers = self.readers(self.source, training=training)
+            dataset = Samples(self.source, order.indices, self.loading.seed, readers)
         return EpochLoader(
-            Samples(self.source, order.indices, self.loading.seed, self.readers(training=training)),
+            dataset,
             order,
             progress,
             self._late_rejects.add,
             collate_fn=collate,
             num_workers=self.loading.workers,
-            persistent_workers=self.loading.workers > 0,
+            persistent_workers=self.loading.workers > 0 and not streamed,  # which are told the epoch when they start
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -140,7 +151,8 @@ class CaptionedData(pl.LightningDataModule):
     def _late_rejects(self) -> LateRejects:
         report = self.loading.report and Path(self.loading.report)
         path = report.with_name(f"{report.stem}-found.jsonl") if report else None
-        return LateRejects(path, int(self.loading.max_rejected * len(self.source)))
+        count = self.source.config.samples if isinstance(self.source, StreamedShards) else len(self.source)
+        return LateRejects(path, int(self.loading.max_rejected * count))
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the next training batch. A batch that was read but whose step did not end (Ctrl-C) is
@@ -193,11 +205,13 @@ class TokenizerData(CaptionedData):
         self.image_size, self.augment = image_size, augment
 
     def open_source(self) -> Source:
-        return open_pictures(self.folder, self.drawings, self.loading, need_captions=False, shards=self.shards)
+        return open_pictures(
+            self.folder, self.drawings, self.loading, need_captions=False, shards=self.shards, may_stream=True
+        )
 
-    def readers(self, *, training: bool) -> list[Reader]:
+    def readers(self, source: Source, *, training: bool) -> list[Reader]:
         augmentation = transforms.tokenizer_augmentation if training and self.augment else None
-        return [PictureReader(self.source, self.image_size, augmentation)]
+        return [PictureReader(source, self.image_size, augmentation)]
 
 
 class PriorData(CaptionedData):
@@ -242,6 +256,10 @@ class PriorData(CaptionedData):
 
     def _open(self) -> None:
         super()._open()
+        if self.text.tokenizer is None and isinstance(self.source, StreamedShards):
+            raise ValueError(
+                "captions of streamed shards cannot be read beforehand: name a tokenizer.json as text.tokenizer"
+            )
         captions = list(self._training_captions())
         if self.text.tokenizer is None:
             self.text_tokenizer = TextTokenizer.train(captions, self.text.vocab_size)
@@ -282,18 +300,18 @@ class PriorData(CaptionedData):
     def open_source(self) -> Keyed:
         return open_captioned(self.folder, self.drawings, self.codes, self.loading, shards=self.shards)
 
-    def readers(self, *, training: bool) -> list[Reader]:
+    def readers(self, source: Keyed, *, training: bool) -> list[Reader]:
         text = CaptionReader(
-            self.source,
+            source,
             self.text_tokenizer,
             self.text.text_len,
             any_caption=training and self.text.captions == "any",
             dropout=self.text.bpe_dropout if training else 0.0,
         )
         if self.codes is not None:
-            return [text, CodesReader(self.source)]
+            return [text, CodesReader(source)]
         augmentation = transforms.prior_augmentation if training and self.augment else None
-        return [text, PictureReader(self.source, self.image_size, augmentation)]
+        return [text, PictureReader(source, self.image_size, augmentation)]
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Replace "images" by "image_tokens". Raises RuntimeError where `encode_images` has not been set."""

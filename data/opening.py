@@ -4,8 +4,9 @@ from data.codes import CodesSource
 from data.folder import FolderSource
 from data.settings import Loading
 from data.shapes import ShapesConfig, ShapesSource
-from data.shards.config import ShardsConfig
+from data.shards.config import ShardsConfig, shards_config
 from data.shards.source import ShardsSource
+from data.shards.stream import StreamedShards
 from data.source import Source
 from data.split import Keyed
 from data.text import is_visible
@@ -18,15 +19,26 @@ def open_pictures(
     *,
     need_captions: bool,
     shards: ShardsConfig | str | None = None,
+    may_stream: bool = False,
 ) -> Source:
     """The drawings or shards where they are given, else the folder.
 
-    Raises ValueError for a folder or shards that cannot be used.
+    Of streamed shards, which only training may use, it is what is validated on. Raises ValueError for a folder or
+    shards that cannot be used.
     """
     if drawings is not None:
         return ShapesSource(drawings)
-    open_set, path = (FolderSource, folder) if shards is None else (ShardsSource, shards)
-    return open_set(path, need_captions=need_captions, max_rejected=loading.max_rejected, report=loading.report)
+    settings = {"need_captions": need_captions, "max_rejected": loading.max_rejected, "report": loading.report}
+    if shards is None:
+        return FolderSource(folder, **settings)
+    config = shards_config(shards)
+    if not config.streamed:
+        return ShardsSource(config, **settings)
+    if not may_stream:
+        raise ValueError(
+            f"{config.all_sets[0].path} can only be streamed, which is for training: expected shards on disk"
+        )
+    return StreamedShards(config, **settings)
 
 
 def open_captioned(
@@ -42,7 +54,7 @@ def open_captioned(
     Raises ValueError for a folder that cannot be used, and for codes of which one has no caption.
     """
     if codes is None:
-        return open_pictures(folder, drawings, loading, need_captions=True, shards=shards)
+        return open_pictures(folder, drawings, loading, need_captions=True, shards=shards, may_stream=True)
     source = CodesSource(codes)
     captions = [source.captions(index) for index in range(len(source))]
     bare = [index for index, texts in enumerate(captions) if not texts or not all(map(is_visible, texts))]

@@ -9,11 +9,11 @@ p mod world size.
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from data.worker_signals import leave_signals_to_main
@@ -37,6 +37,16 @@ def mix(*numbers: int) -> int:
 def generator_of(*numbers: int) -> torch.Generator:
     """A CPU generator seeded with `mix(*numbers)`; torch uses the lower 32 bits of it."""
     return torch.Generator().manual_seed(mix(*numbers))
+
+
+class Order(Protocol):
+    """The positions of one epoch on one device, as a loader asks for them."""
+
+    batch_size: int  # per device
+    global_batch_size: int
+
+    def begin(self, epoch: int, start: int) -> None: ...
+    def arithmetic(self) -> dict[str, int]: ...
 
 
 class EpochOrder(DistributedSampler[Item]):
@@ -67,6 +77,10 @@ class EpochOrder(DistributedSampler[Item]):
     def begin(self, epoch: int, start: int) -> None:
         """The next iteration is that of `epoch` from position `start` (over all devices) on."""
         self.epoch, self.start = epoch, start
+
+    def arithmetic(self) -> dict[str, int]:
+        """What has to be the same for a run to go on in the middle of an epoch."""
+        return {"samples": len(self.indices), "global_batch_size": self.global_batch_size, "seed": self.seed}
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: `EpochLoader` counts the epochs of the data.
@@ -102,7 +116,7 @@ class EpochLoader(DataLoader):
     Its length is that of a whole epoch, also where the first one is shorter after `load_state_dict`.
 
     Args:
-        dataset: gives the sample of an `Item`.
+        dataset: gives the sample of an `Item`, or is an IterableDataset that goes by the order itself.
         order: of the items.
         progress: asks the training loop; None where each batch is worked off when it is delivered.
         on_rejects: is given each batch's "rejects", where the dataset has them; the batch goes on without.
@@ -112,14 +126,14 @@ class EpochLoader(DataLoader):
     def __init__(
         self,
         dataset: Dataset,
-        order: EpochOrder,
+        order: Order,
         progress: Callable[[], Progress] | None = None,
         on_rejects: Callable[[list[Any]], None] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(
             dataset,
-            sampler=order,
+            sampler=None if isinstance(dataset, IterableDataset) else order,
             batch_size=order.batch_size,
             worker_init_fn=leave_signals_to_main,
             **settings,
@@ -152,7 +166,7 @@ class EpochLoader(DataLoader):
         epoch, batches = self.epoch, self.delivered - (self.delivered_in_all - worked_off)
         if batches >= epoch_batches:
             epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "position": batches * self.order.global_batch_size, **self._arithmetic()}
+        return {"epoch": epoch, "position": batches * self.order.global_batch_size, **self.order.arithmetic()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken.
@@ -161,13 +175,10 @@ class EpochLoader(DataLoader):
         others now.
         """
         if state["position"]:
-            check_same({key: state[key] for key in self._arithmetic()}, self._arithmetic())
+            now = self.order.arithmetic()
+            check_same({key: state.get(key) for key in now}, now)
         self.epoch, self.delivered = state["epoch"], state["position"] // self.order.global_batch_size
         self._begun = False
-
-    def _arithmetic(self) -> dict[str, int]:
-        order = self.order
-        return {"samples": len(order.indices), "global_batch_size": order.global_batch_size, "seed": order.seed}
 
 
 def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:

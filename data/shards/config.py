@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from data.shards.paths import is_stream
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSet:
@@ -33,14 +35,31 @@ class ShardsConfig:
     Attributes:
         sets: one path, or several sets, perhaps with weights.
         index: folder for the shards' indexes; without it they are kept beside the shards.
+        samples: of an epoch, where the sets are streamed (stream.py).
+        val: local shards to validate on, all of them, where the sets are streamed.
     """
 
     sets: list[ShardSet] | str
     index: str | None = None
+    samples: int | None = None
+    val: str | None = None
 
     def __post_init__(self) -> None:
         if not self.sets:
             raise ValueError("shards.sets is empty, expected at least one set of shards")
+        streamed = [is_stream(each.path) for each in self.all_sets]
+        if any(streamed) != all(streamed):
+            first = self.all_sets[streamed.index(False)].path
+            raise ValueError(f"shards are either all streamed or none: {first} is on disk (pipe:cat would stream it)")
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"shards.samples={self.samples}, expected at least 1")
+        if not self.streamed and (self.samples, self.val) != (None, None):
+            raise ValueError("shards.samples and shards.val are for streamed shards; of shards on disk they are known")
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the sets are URLs or commands instead of files."""
+        return is_stream(self.all_sets[0].path)
 
     @property
     def all_sets(self) -> tuple[ShardSet, ...]:

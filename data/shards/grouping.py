@@ -27,9 +27,11 @@ from enum import IntEnum
 from pathlib import PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from PIL import Image
+
 from data.caption_tables import SPLITS, SplitError, is_absolute, is_unicode
-from data.pictures import PICTURE_SUFFIXES, PictureError, check_header
-from data.rejects import Reason, Reject
+from data.pictures import PICTURE_SUFFIXES, PictureError, check_header, decode_picture
+from data.rejects import Reason, Reject, Rejected
 from data.shards.tar import DamagedShard, Member, members
 from data.text import is_visible
 
@@ -47,6 +49,9 @@ class Form(IntEnum):
     LISTED = 2  # "captions" of a .json
     SINGLE = 3  # "caption" of a .json
     UNREADABLE = 4
+
+
+CAPTIONED = (Form.TEXT, Form.LISTED, Form.SINGLE)
 
 
 class Sample(NamedTuple):
@@ -113,6 +118,14 @@ def texts_of(content: bytes, form: Form) -> tuple[str, ...]:
         return _visible([content.decode("utf-8-sig")])
     meta = json.loads(content)
     return _visible(meta["captions"] if form == Form.LISTED else [meta["caption"]])
+
+
+def decoded(content: bytes, where: str, least: int | None) -> Image.Image:
+    """The picture in the bytes, as `decode_picture` gives it. Raises `Rejected` where it is broken."""
+    try:
+        return decode_picture(content, least)
+    except PictureError as error:
+        raise Rejected(Reject(where, Reason.BROKEN, str(error))) from error
 
 
 def _visible(texts: list[str]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -65,6 +65,10 @@ class ShardIndex(NamedTuple):
     forms: np.ndarray
     digest: str
     rejects: tuple[Reject, ...]
+
+    def training_rows(self) -> np.ndarray:
+        """(R,) int64, the rows whose split is train or not said."""
+        return np.flatnonzero(np.isin(self.splits, (SPLITS.index("train"), UNSAID)))
 
     def key(self, row: int) -> str:
         return self.strings[int(self.bounds[row]) : int(self.bounds[row + 1])].tobytes().decode()
@@ -118,10 +122,15 @@ def _index_or_damage(shard: Path, folder: Path | None) -> ShardIndex | DamagedSh
 def make_index(shard: Path) -> ShardIndex:
     """Read all of a shard. Raises DamagedShard where it is no whole tar, or changes meanwhile."""
     with shard.open("rb") as file:
-        stamp = Stamp.of(os.fstat(file.fileno()))
-        samples, rejects = read_samples(file, shard.name)
-        if Stamp.of(os.fstat(file.fileno())) != stamp:
-            raise DamagedShard("changed while it was read: something still writes it")
+        return index_of(file, shard.name)
+
+
+def index_of(file: BinaryIO, name: str) -> ShardIndex:
+    """As `make_index`, of an open file; `name` stands before what is rejected."""
+    stamp = Stamp.of(os.fstat(file.fileno()))
+    samples, rejects = read_samples(file, name)
+    if Stamp.of(os.fstat(file.fileno())) != stamp:
+        raise DamagedShard("changed while it was read: something still writes it")
     return _index(stamp, samples, tuple(rejects))
 
 

@@ -23,10 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.pictures import PictureError, decode_picture
-from data.rejects import Reason, Reject, Rejected, Report
+from data.rejects import Reason, Reject, Report
 from data.shards.config import ShardsConfig, ShardSet, shards_config
-from data.shards.grouping import Form, read_bytes, texts_of
+from data.shards.grouping import CAPTIONED, Form, decoded, read_bytes, texts_of
 from data.shards.index import ShardIndex, Stamp, open_indexes
 from data.shards.paths import local_shards
 from data.shards.tar import DamagedShard
@@ -92,17 +91,13 @@ class ShardsSource:
         """
         shard, row = self._place(index)
         content = self._files.read(shard, *self._indexes[shard].pictures[row])
-        try:
-            return decode_picture(content, least)
-        except PictureError as error:
-            name = self._paths[shard].name
-            raise Rejected(Reject(f"{name}: {self._key(shard, row)}", Reason.BROKEN, str(error))) from error
+        return decoded(content, f"{self._paths[shard].name}: {self._key(shard, row)}", least)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Every caption, none twice; () only where captions were not needed."""
         shard, row = self._place(index)
         form = Form(self._indexes[shard].forms[row])
-        if form not in _IN_WORDS:
+        if form not in CAPTIONED:
             return ()
         return texts_of(self._files.read(shard, *self._indexes[shard].captions[row]), form)
 
@@ -145,7 +140,7 @@ class ShardsSource:
         rows = np.arange(self._firsts[-1])
         if self.need_captions:
             forms = np.concatenate([index.forms for index in self._indexes])
-            captioned = np.isin(forms, list(_IN_WORDS))
+            captioned = np.isin(forms, CAPTIONED)
             rejects += [self._without_caption(row, forms[row]) for row in np.flatnonzero(~captioned).tolist()]
             rows = rows[captioned]
         hashes = np.concatenate(

@@ -291,7 +291,7 @@ def test_a_mixture_goes_on_exactly_and_is_shared_out(tmp_path):
     loader = data.train_dataloader()
     whole = [keys_of(loader) for _ in range(2)]
     again = opened()
-    again.load_state_dict({"epoch": 1, "position": 40, "data": again.fingerprint} | loader._arithmetic())
+    again.load_state_dict({"epoch": 1, "position": 40, "data": again.fingerprint} | loader.order.arithmetic())
     assert keys_of(again.train_dataloader()) == whole[1][5:]
     shares = [[key for batch in keys_of(opened(rank, 2, 4).train_dataloader()) for key in batch] for rank in (0, 1)]
     assert [key for pair in zip(*shares, strict=True) for key in pair] == [key for batch in whole[0] for key in batch]

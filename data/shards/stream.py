@@ -1,0 +1,200 @@
+"""Shards that can only be read from their beginning: URLs, and the output of commands (`pipe:`).
+
+They are opened by the webdataset library, so whatever it reads (http, s3 by a command, gs, hf) is read here. A shard is
+fetched whole to a temporary file before anything of it is used: one that is cut off, or whose command fails, stops the
+run by its name instead of being taken for a short one, and what is a sample is decided by the same rules as on disk
+(grouping.py).
+
+The order is a function of (seed, epoch, reader, number of readers), a reader being one worker of one device. In each
+round of an epoch the shards are put in an order drawn from (seed, epoch, round) and dealt out to the readers; a reader
+draws its samples at random from the two shards that it holds, and when it is through with its shards begins another
+round. An epoch is as many samples as `samples` says. Where that is the number of all, all shards are equally large and
+their number is a multiple of the readers', each sample comes once an epoch; else some come twice and some in a later
+one.
+
+With weights every set has rounds of its own, and each sample's set is drawn by weight.
+"""
+
+import itertools
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.order import generator_of, mix
+from data.rejects import Reject
+from data.shards.config import ShardsConfig
+from data.shards.grouping import CAPTIONED, Form, decoded, read_bytes, texts_of
+from data.shards.index import ShardIndex, index_of
+from data.shards.paths import expand
+from data.shards.source import ShardsSource
+from data.shards.tar import DamagedShard
+
+HELD = 2  # shards that a reader draws from at a time
+
+
+class FetchedShard:
+    """One shard in a temporary file, of which nothing is left when it is dropped."""
+
+    def __init__(self, url: str, file: BinaryIO, index: ShardIndex, rows: np.ndarray) -> None:
+        self.url, self._file, self._index = url, file, index
+        self.rows = rows  # (N,) int64, the usable ones
+        self.rejects = index.rejects
+
+    def key(self, row: int) -> str:
+        return self._index.key(row)
+
+    def image(self, row: int, least: int | None = None) -> Image.Image:
+        """As `data.source.Source` has it, by the row of the shard."""
+        content = read_bytes(self._file, *map(int, self._index.pictures[row]))
+        return decoded(content, f"{self.url}: {self.key(row)}", least)
+
+    def captions(self, row: int) -> tuple[str, ...]:
+        form = Form(self._index.forms[row])
+        if form not in CAPTIONED:
+            return ()
+        return texts_of(read_bytes(self._file, *map(int, self._index.captions[row])), form)
+
+
+def fetch(url: str, *, need_captions: bool) -> FetchedShard:
+    """Read all of a stream; its samples that are marked for validation or test are not among the usable ones.
+
+    Raises ValueError naming the stream where it cannot be read to its end or is no whole tar.
+    """
+    from webdataset.gopen import gopen  # imports torch's data loading: only where it is needed
+
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the shard)
+    try:
+        stream = gopen(url)
+        shutil.copyfileobj(stream, file, 1 << 20)
+        stream.close()  # waits for the command, and raises where it failed
+        file.flush()
+        index = index_of(file, url)
+    except DamagedShard as error:
+        raise ValueError(f"{url}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{url}: cannot be read ({error})") from error
+    rows = index.training_rows()
+    return FetchedShard(url, file, index, rows[np.isin(index.forms[rows], CAPTIONED)] if need_captions else rows)
+
+
+class StreamedShards:
+    """Streams to train from and, as `data.source.Source`, the local shards to validate on.
+
+    Args:
+        config: sets that stream; `samples` and `val` have to be given.
+        need_captions: passes over samples without a caption.
+        max_rejected, report: of the shards to validate on, as for ShardsSource.
+
+    Raises ValueError where either is missing, or the shards to validate on cannot be used.
+    """
+
+    def __init__(
+        self, config: ShardsConfig, *, need_captions: bool, max_rejected: float, report: str | Path | None
+    ) -> None:
+        if config.samples is None or config.val is None:
+            raise ValueError(
+                "streamed shards need shards.samples, the number of samples in an epoch, and shards.val, shards on "
+                "disk to validate on: neither can be found out without reading everything"
+            )
+        self.config, self.need_captions = config, need_captions
+        self.validation = ShardsSource(
+            ShardsConfig(sets=config.val, index=config.index),
+            need_captions=need_captions,
+            max_rejected=max_rejected,
+            report=report,
+        )
+        self.urls = [expand(each.path) for each in config.all_sets]
+        self._rejects: list[Reject] = []  # of fetched shards, not yet told
+
+    def __len__(self) -> int:
+        return len(self.validation)
+
+    def key(self, index: int) -> str:
+        return self.validation.key(index)
+
+    def image(self, index: int, least: int | None = None) -> Image.Image:
+        return self.validation.image(index, least)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.validation.captions(index)
+
+    def split(self, index: int) -> str:
+        return "val"
+
+    def identity(self) -> Iterator[str]:
+        """The streams' names and weights: what they hold, nobody knows; and what is validated on."""
+        yield json.dumps([self.config.samples, self.need_captions, self.urls, self.config.weights])
+        yield from self.validation.identity()
+
+    def draws(self, seed: int, epoch: int, reader: int, readers: int) -> Iterator[tuple[FetchedShard, int]]:
+        """The endless row of samples, as shard and row in it, of one reader in one epoch.
+
+        Raises ValueError where there are fewer shards than readers, or there are no usable samples.
+        """
+        weights = self.config.weights
+        groups = self.urls if weights else [list(itertools.chain.from_iterable(self.urls))]
+        for urls in groups:
+            if len(urls) < readers:
+                raise ValueError(
+                    f"{len(urls)} streamed shards from {urls[0]} on for {readers} readers (workers x devices): lower "
+                    "data.loading.workers, or cut the shards smaller"
+                )
+        rows = [
+            self._draws_of(
+                urls, random.Random(mix(seed, epoch, number, reader)), (seed, epoch, number), reader, readers
+            )
+            for number, urls in enumerate(groups)
+        ]
+        choice = random.Random(mix(seed, epoch, reader))
+        while True:
+            yield next(choice.choices(rows, weights)[0] if weights else rows[0])
+
+    def take_rejects(self) -> list[Reject]:
+        """What was rejected of the shards that this process has fetched since it was last asked."""
+        rejects, self._rejects = self._rejects, []
+        return rejects
+
+    def _fetch(self, url: str) -> FetchedShard:
+        shard = fetch(url, need_captions=self.need_captions)
+        self._rejects += shard.rejects
+        return shard
+
+    def _draws_of(
+        self, urls: Sequence[str], choice: random.Random, seeds: tuple[int, ...], reader: int, readers: int
+    ) -> Iterator[tuple[FetchedShard, int]]:
+        for number in itertools.count():
+            order = torch.randperm(len(urls), generator=generator_of(*seeds, number)).tolist()
+            shards = (self._fetch(urls[place]) for place in order[reader::readers])
+            empty = True
+            for drawn in _mixed(shards, choice):
+                empty = False
+                yield drawn
+            if empty:
+                raise ValueError(
+                    f"no usable samples in {len(order[reader::readers])} streamed shards, such as {urls[0]}"
+                )
+
+
+def _mixed(shards: Iterator[FetchedShard], choice: random.Random) -> Iterator[tuple[FetchedShard, int]]:
+    """Every sample of the shards once, drawn from HELD of them at a time."""
+    held: list[tuple[FetchedShard, list[int]]] = []
+    while True:
+        held = [(shard, rows) for shard, rows in held if rows]
+        held += [(shard, shard.rows.tolist()) for shard in itertools.islice(shards, HELD - len(held))]
+        if not held:
+            return
+        if all(held_rows := [rows for _, rows in held]):
+            which = choice.randrange(sum(map(len, held_rows)))
+            place = 0 if which < len(held_rows[0]) else 1
+            shard, rows = held[place]
+            which -= place * len(held_rows[0])
+            rows[which], rows[-1] = rows[-1], rows[which]
+            yield shard, rows.pop()
