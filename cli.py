@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-USER_ERRORS = (ValueError, OSError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 MAX_LENGTH = 500  # of a message: jsonargparse lists all that a value is not
 MODEL_FOLDER = "model"  # where a run exports to
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h

@@ -98,21 +98,31 @@ class Muon(Optimizer):
                 raise ValueError(f"Muon got a parameter of shape {tuple(weight.shape)}, expected 2 dimensions or more")
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, found_inf: Tensor | None = None) -> None:
+        """Changes nothing where `found_inf` () is 1: a gradient is not finite. None: all are."""
         for group in self.param_groups:
             for weights in _stacks([weight for weight in group["params"] if weight.grad is not None]):
-                self._update(weights, group["lr"], group["weight_decay"], group["momentum"])
+                self._update(weights, group["lr"], group["weight_decay"], group["momentum"], found_inf)
 
-    def _update(self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
+    def _update(
+        self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float, found_inf: Tensor | None
+    ) -> None:
         averages = [_own(self._average(weight)) for weight in weights]
         gradients, own = [_own(weight.grad) for weight in weights], [_own(weight) for weight in weights]
+        shrink: float | Tensor = 1 - lr * weight_decay
+        if found_inf is not None:
+            shrink = torch.where(found_inf > 0, 1.0, shrink)
+            pairs = zip(averages, gradients, strict=True)
+            gradients = [torch.where(found_inf > 0, average, gradient) for average, gradient in pairs]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         momenta = torch.stack(torch._foreach_lerp(gradients, averages, momentum))
         matrices, shape = momenta.flatten(start_dim=2), weights[0].shape
         spread = isinstance(weights[0], DTensor)
         updates = orthogonalise_spread(matrices, weights[0]) if spread else orthogonalise(matrices)
         updates *= 0.2 * math.sqrt(max(shape[0], math.prod(shape[1:])))  # root mean square 0.2
-        torch._foreach_mul_(own, 1 - lr * weight_decay)
+        if found_inf is not None:
+            updates = torch.where(found_inf > 0, 0.0, updates)
+        torch._foreach_mul_(own, shrink)
         torch._foreach_add_(own, list(updates.reshape(momenta.shape).to(own[0].dtype)), alpha=-lr)
 
     def _average(self, weight: Tensor) -> Tensor:
@@ -141,7 +151,12 @@ class MuonAdamW(Optimizer):
         matrices: parameters of Muon, with the step size `lr` and the `weight_decay` of their own.
         groups: of AdamW, with `lr` and `weight_decay` each.
         betas, eps: of AdamW.
+
+    Attributes:
+        found_inf: (), 1 where a step is to change nothing, 0 where it is not; None: as 0. GradScaler's name.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, matrices: Group, groups: list[Group], betas: tuple[float, float], eps: float) -> None:
         self.muon = Muon([matrices])
@@ -164,6 +179,7 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.muon.step()
+        self.adamw.found_inf = self.found_inf
+        self.muon.step(self.found_inf)
         self.adamw.step()
         return loss

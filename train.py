@@ -34,9 +34,11 @@ import cli
 from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.pictures import PictureWriter
+from callbacks.process_watch import ProcessWatch, watch_first_process
 from callbacks.progress import Progress
 from callbacks.run_config import REJECTS, SETTINGS, RunConfig, settings_of
 from callbacks.tokenizer_record import ImageTokenizerRecord
+from callbacks.update_watch import UpdateWatch
 from checkpoint_files import TRAINING_STATE, load_checkpoint
 from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
 from config_files import dropped_options, with_config_files
@@ -89,6 +91,7 @@ class RunCLI(LightningCLI):
         parser.add_argument(
             "--checkpoints", type=CheckpointPolicy, default=CheckpointPolicy(), help="when, and how many"
         )
+        parser.add_argument("--max_skipped", type=int, default=10, help="updates in a row that may not be finite")
         parser.add_lightning_class_args(WeightAveraging, "ema")
         parser.link_arguments("run", "trainer.default_root_dir")
 
@@ -129,8 +132,9 @@ class RunCLI(LightningCLI):
         policy = self.config_init[self.subcommand].checkpoints
         self.files = CheckpointFolder((self.run_folder / CHECKPOINT).parent, policy)
         self.checkpoint = RunCheckpoint(self.files)
+        watch = UpdateWatch(self.run_folder / "spikes.jsonl", self.config[self.subcommand].max_skipped)
         # Drawn on one device, which would wait for the others' shares of the weights for ever.
-        return [*([] if self.spread else [picture]), Progress(), self.checkpoint]
+        return [*([] if self.spread else [picture]), watch, ProcessWatch(), Progress(), self.checkpoint]
 
     @property
     def run_folder(self) -> Path:
@@ -372,6 +376,7 @@ def be_quiet() -> None:
 
 
 def main() -> None:
+    watch_first_process()
     be_quiet()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)

@@ -14,7 +14,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 ROOMS = ("kernels", "data", "vqvae", "transformer")
-LIBRARY = (*ROOMS, "model_files", "muon", "previews", "batching", "pipeline", "encoding", "completion", "clip_scores")
+LIBRARY = (
+    *ROOMS,
+    "model_files",
+    "muon",
+    "guard",
+    "previews",
+    "batching",
+    "pipeline",
+    "encoding",
+    "completion",
+    "clip_scores",
+)
 HELPERS = (
     "grids",
     "sample_files",
@@ -41,8 +52,9 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "data": (),
     "model_files": (),
     "muon": (),
-    "vqvae": ("kernels.nearest", "model_files", "muon"),
-    "transformer": ("kernels", "model_files", "muon"),
+    "guard": ("muon",),
+    "vqvae": ("kernels.nearest", "model_files", "muon", "guard"),
+    "transformer": ("kernels", "model_files", "muon", "guard"),
     "previews": ("transformer", "data"),
     "batching": (),
     "pipeline": ("vqvae", "transformer", "data", "previews", "batching"),
@@ -59,7 +71,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "cli": (),
     "config_files": ("vqvae",),
     "locks": (),
-    "callbacks": ("grids", "checkpoint_folder"),
+    "callbacks": ("grids", "checkpoint_folder", "guard", "resume_command"),
     "checkpoint_files": ("model_files",),
     "checkpoint_folder": ("checkpoint_files",),
     "resume_command": (),

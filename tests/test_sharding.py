@@ -109,6 +109,35 @@ def test_a_spread_run_goes_on_on_one_device(alone, half, tokenizer_run, tmp_path
     assert_same_checkpoint(run, alone)
 
 
+def test_a_run_that_moves_between_one_device_and_two(tokenizer_run, tmp_path):
+    """Two of its updates have a loss on the last device that is not finite: both devices leave them out."""
+    spoilt = ("--trainer.callbacks+=tests.planted.Spoilt", "--trainer.callbacks.steps=[2,4]")
+    given = (f"--tokenizer={tokenizer_run}", *SETTINGS, "--data.loading.batch_size=8", *spoilt)
+    stayed = fit("prior", tmp_path / "stayed", *given)
+    run, curve = fit("prior", tmp_path / "1", *given, "--trainer.max_steps=1"), {}
+    for step, strategy in enumerate(["ddp", None, "fsdp"], start=2):
+        curve |= curve_of(run)
+        there = (f"--ckpt_path={run / train.CHECKPOINT}", f"--trainer.max_steps={step}")
+        run = tmp_path / f"{step}"
+        if strategy is None:
+            fit("prior", run, *given, *there)
+        else:
+            on_two(run, tokenizer_run, strategy, *spoilt, *there)
+    curve, expected = curve | curve_of(run), curve_of(stayed)
+    assert list(curve) == list(expected) == [1, 2, 3, 4]
+    for step, values in curve.items():
+        torch.testing.assert_close(values, expected[step], atol=1e-4, rtol=0, equal_nan=True)
+        assert values[1].isnan() == (step in (2, 4))
+    assert_same_checkpoint(run, stayed)
+    assert checkpoint_of(run)["update_watch"]["skipped"] == checkpoint_of(stayed)["update_watch"]["skipped"] == 2
+
+
+def test_another_batch_over_all_devices_is_refused_within_an_epoch(half, tokenizer_run, tmp_path):
+    given = (f"--ckpt_path={half / train.CHECKPOINT}", "--data.loading.batch_size=4")
+    said = refused("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}", *SETTINGS, *given)
+    assert "cannot resume in the middle of an epoch: global_batch_size was 8 and is 4" in said
+
+
 def test_what_is_compared_did_happen(alone):
     """The gradients were clipped, and the averaged weights are others than the trained ones."""
     assert all(norm > 0.5 for _, norm in curve_of(alone).values())

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
+from guard import Guard
 from muon import MuonAdamW
 from transformer.config import PriorConfig
 from transformer.embeddings import PAD
@@ -140,6 +141,7 @@ class PriorSystem(pl.LightningModule):
             raise ValueError(f"caption_dropout is {caption_dropout}, expected 0 to 1")
         self.prior = Prior(prior)
         self.optim, self.caption_dropout, self.seed = optim, caption_dropout, seed
+        self.guard = Guard()
         self.throughput: Throughput | None = None  # once the training has begun
         self._reported = 0  # the update of the last report
         self._plateau: ReduceLROnPlateau | None = None
@@ -161,6 +163,8 @@ class PriorSystem(pl.LightningModule):
         self.prior = whole_prior(self.prior.config, own)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.guard.begin()
         key, devices = step_key(self.seed, self.global_step, batch_idx), self.trainer.world_size
         text_tokens = drop_captions(batch["text_tokens"], self.caption_dropout, key, self.global_rank, devices)
         count = (text_tokens != PAD).sum()
@@ -168,7 +172,7 @@ class PriorSystem(pl.LightningModule):
         self.throughput.add(len(text_tokens), count)
         if self._is_logged():
             self._log_loss("train", loss, len(text_tokens))
-        return loss.total
+        return self.guard.loss(loss.total, {"loss_text": loss.text, "loss_image": loss.image})
 
     def _is_logged(self) -> bool:
         """Whether loggers read this step's values, or there are none yet: to log one takes the host up to 0.5 ms."""
@@ -236,21 +240,15 @@ class PriorSystem(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips by norm and logs it. Lightning's own refuses a fused optimiser under any mixed precision, where only
-        the rescaling of fp16 is in its way."""
+        """Clips by norm, logs it, and leaves the update out where it is not finite. Lightning's own refuses a fused
+        optimiser under any mixed precision, where only the rescaling of fp16 is in its way."""
         if self.trainer.precision == "16-mixed" or gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(
                 f"precision is {self.trainer.precision}, gradient_clip_algorithm {gradient_clip_algorithm}; "
                 "expected bf16-mixed or 32-true, and norm"
             )
-        logged = self._is_logged()
-        if not gradient_clip_val and not logged:
-            return
-        parameters = [parameter for parameter in self.prior.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        if logged:
+        norm = self.guard.check(optimizer, self.named_parameters(), gradient_clip_val)
+        if self._is_logged():
             self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:

@@ -69,6 +69,7 @@ class FSQ(Quantizer):
 
     def _indices(self, rounded: Tensor) -> Tensor:
         indices = torch.zeros_like(rounded[:, 0], dtype=torch.int64)
+        rounded = rounded.nan_to_num()  # to some code: as a whole number, NaN is far outside
         for number, n in zip(reversed(rounded.long().unbind(dim=1)), reversed(self.levels), strict=True):
             indices = indices * n + (number + n // 2)
         return indices

@@ -13,10 +13,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image import PeakSignalNoiseRatio
 
+from guard import Guard, Held
 from vqvae.adversarial import AdversarialConfig, Adversary, Perceptual, PerceptualConfig
 from vqvae.code_use import code_use, count_codes
 from vqvae.config import DiscreteVAEConfig
@@ -82,6 +84,7 @@ class TokenizerSystem(pl.LightningModule):
         if self.adversary is not None and vae.image_size < (least := self.adversary.discriminator.smallest_side):
             raise ValueError(f"image_size is {vae.image_size}, the discriminator needs at least {least}")
         self.automatic_optimization = adversarial is None
+        self.guard, self._held = Guard(), Held(())
         self._val_counts = torch.zeros(vae.codebook_size, dtype=torch.int64)
         self._psnr, self._relaxed_psnr = PeakSignalNoiseRatio(data_range=1.0), PeakSignalNoiseRatio(data_range=1.0)
         self._batch_ended = 0.0
@@ -103,6 +106,9 @@ class TokenizerSystem(pl.LightningModule):
         return self.optimizers() if self.adversary is None else self.optimizers()[0]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.guard.begin()
+            self._held = Held(self._moved_by_forward())
         images = batch["images"].contiguous(memory_format=torch.channels_last)
         with seeded(self.device, self.seed, self.global_step, batch_idx, self.global_rank):
             maps, quantized = self.model(images)
@@ -114,10 +120,17 @@ class TokenizerSystem(pl.LightningModule):
         self.log("train/psnr", self._batch_psnr(images, maps))
         self.log("train/perplexity", code_use(counts).perplexity, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in quantized.parts.items()})
+        parts |= quantized.parts
         if self.adversary is None:
-            return loss
-        self._step_by_hand(self.adversary, images, self.model.pixels.to_images(maps), pixels, loss)
+            return self.guard.loss(loss, parts)
+        self._step_by_hand(self.adversary, images, self.model.pixels.to_images(maps), pixels, loss, parts)
         return None
+
+    def _moved_by_forward(self) -> list[Tensor]:
+        """Running sums, and codes that restart, of a quantizer that has such."""
+        quantizer = self.model.quantizer
+        buffers = list(quantizer.buffers())
+        return [*buffers, *quantizer.parameters()] if buffers else []
 
     def _pixel_loss(self, images: Tensor, maps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the pictures are held to, and its parts to log."""
@@ -132,7 +145,15 @@ class TokenizerSystem(pl.LightningModule):
     def _batch_psnr(self, images: Tensor, maps: Tensor) -> Tensor:
         return -10 * (self.model.reconstruction(maps) - images.float()).square().mean().log10()
 
-    def _step_by_hand(self, adversary: Adversary, images: Tensor, recon: Tensor, pixels: Tensor, loss: Tensor) -> None:
+    def _step_by_hand(
+        self,
+        adversary: Adversary,
+        images: Tensor,
+        recon: Tensor,
+        pixels: Tensor,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+    ) -> None:
         """One update of the generator, judged or not yet, and one of the discriminator, where it learns already."""
         config, step = adversary.config, self.global_step
         if weight := config.weight_at(step):
@@ -140,22 +161,39 @@ class TokenizerSystem(pl.LightningModule):
             last_weight = self.model.decoder.output_conv.weight
             adaptive = adaptive_weight(pixels, judgement, last_weight, config.max_adaptive_weight)
             loss = loss + weight * adaptive * judgement
-            self.log_dict({"train/adversarial": judgement, "train/adversarial_weight": weight * adaptive})
+            judged = {"adversarial": judgement, "adversarial_weight": weight * adaptive}
+            self.log_dict({f"train/{name}": value for name, value in judged.items()})
+            parts |= judged
         generator, discriminator = self.optimizers()
-        self._update(generator, loss)
+        self._update(generator, self.guard.loss(loss, parts), self._held)
         self.lr_schedulers().step()
         if config.trains_at(step):
+            held = Held(adversary.buffers())
             loss, parts = adversary.loss(images, recon)
             # Past Lightning, which would count this as a step of the run.
-            self._update(discriminator.optimizer, loss)
+            self._update(discriminator.optimizer, self.guard.loss(loss, parts), held)
             self.log_dict({f"train/{name}": value for name, value in parts.items()})
 
-    def _update(self, optimizer: LightningOptimizer | torch.optim.Optimizer, loss: Tensor) -> None:
+    def _update(self, optimizer: LightningOptimizer | Optimizer, loss: Tensor, held: Held) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        if (largest := self.adversary.config.gradient_clip_val) is not None:
-            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
+        self._leave_out(getattr(optimizer, "optimizer", optimizer), self.adversary.config.gradient_clip_val, held)
         optimizer.step()
+
+    def _leave_out(self, optimizer: Optimizer, largest: float | None, held: Held) -> None:
+        """Clips the gradients by norm. Where it is not finite, nothing of the update stays."""
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.guard.check(optimizer, [(names[parameter], parameter) for parameter in parameters], largest)
+        held.put_back(self.guard.checks[-1].found_inf)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        by_value = gradient_clip_algorithm == "value"
+        self._leave_out(optimizer, None if by_value else gradient_clip_val, self._held)
+        if by_value and gradient_clip_val:
+            nn.utils.clip_grad_value_(self.model.parameters(), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         now = time.perf_counter()  # from end to end, so that waiting for data and for the device counts

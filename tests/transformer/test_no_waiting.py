@@ -35,7 +35,7 @@ def system_of(config, monkeypatch) -> PriorSystem:
     """With the least of a Trainer that a step needs."""
     system = PriorSystem(config, OptimConfig(muon_lr=1e-2)).train()
     settings = {"world_size": 1, "global_rank": 0, "global_step": 3, "precision": "32-true"}
-    settings |= {"log_every_n_steps": 2, "barebones": False}
+    settings |= {"log_every_n_steps": 2, "barebones": False, "accumulate_grad_batches": 1}
     monkeypatch.setattr(PriorSystem, "trainer", SimpleNamespace(**settings))
     for name in ("log", "log_dict"):
         monkeypatch.setattr(PriorSystem, name, lambda *args, **kwargs: None)
@@ -60,7 +60,7 @@ def test_a_step_on_a_device_without_numbers(make_config, monkeypatch, settings):
     for batch_idx in range(2):
         system.training_step(batch, batch_idx).backward()
         system.configure_gradient_clipping(optimizer, 1.0, "norm")
-        optimizer.muon.step()
+        optimizer.muon.step(optimizer.found_inf)
         optimizer.zero_grad()
     with pytest.raises(RuntimeError, match="meta"):
         system.throughput.report()
