@@ -69,7 +69,7 @@ def test_updates_that_are_finite_are_what_they_were(kind, more, tmp_path, extra,
 @pytest.mark.parametrize("kind", ["tokenizer", "prior"])
 def test_updates_that_are_left_out(kind, tmp_path, extra, caplog):
     """They count, and are told: each in the file, the first of several in a row in a line."""
-    name = {"tokenizer": "decoder.output_conv.weight", "prior": "image_head.weight"}[kind]
+    name = {"tokenizer": "decoder.blocks.input.weight", "prior": "image_head.weight"}[kind]
     run = fit(kind, tmp_path / "run", *extra[kind], *EACH_STEP, *spoilt(2, 3, 5, parameter=name))
     checkpoint = checkpoint_of(run)
     assert checkpoint["global_step"] == 6

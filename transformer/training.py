@@ -162,9 +162,11 @@ class PriorSystem(pl.LightningModule):
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         self.prior = whole_prior(self.prior.config, own)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.guard.begin()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         key, devices = step_key(self.seed, self.global_step, batch_idx), self.trainer.world_size
         text_tokens = drop_captions(batch["text_tokens"], self.caption_dropout, key, self.global_rank, devices)
         count = (text_tokens != PAD).sum()

@@ -101,14 +101,14 @@ class TokenizerSystem(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.log_dict({f"train/{k}": v for k, v in self.model.quantizer.anneal(self.global_step).items()})
         self.log("lr", self._generator_optimizer().param_groups[-1]["lr"])  # AdamW's
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.guard.begin()
+            self._held = Held(self._moved_by_forward())
 
     def _generator_optimizer(self) -> LightningOptimizer:
         return self.optimizers() if self.adversary is None else self.optimizers()[0]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.guard.begin()
-            self._held = Held(self._moved_by_forward())
         images = batch["images"].contiguous(memory_format=torch.channels_last)
         with seeded(self.device, self.seed, self.global_step, batch_idx, self.global_rank):
             maps, quantized = self.model(images)

@@ -35,7 +35,7 @@ def system_of(config, monkeypatch) -> PriorSystem:
     """With the least of a Trainer that a step needs."""
     system = PriorSystem(config, OptimConfig(muon_lr=1e-2)).train()
     settings = {"world_size": 1, "global_rank": 0, "global_step": 3, "precision": "32-true"}
-    settings |= {"log_every_n_steps": 2, "barebones": False, "accumulate_grad_batches": 1}
+    settings |= {"log_every_n_steps": 2, "barebones": False}
     monkeypatch.setattr(PriorSystem, "trainer", SimpleNamespace(**settings))
     for name in ("log", "log_dict"):
         monkeypatch.setattr(PriorSystem, name, lambda *args, **kwargs: None)
