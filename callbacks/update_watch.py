@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from callbacks.loss_spikes import LossSpikes, Usual
+from callbacks.run_state import after_last_step
 from guard import Check
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class UpdateWatch(Callback):
         self._unread.append(Update(self._step, self._keys, self._keys_before, pl_module.guard.checks))
         self._keys, self._keys_before = [], self._keys
         every = min(trainer.log_every_n_steps or MOST_UNREAD, MOST_UNREAD)
-        if self._step % every == 0 or self._step == trainer.estimated_stepping_batches or trainer.should_stop:
+        if self._step % every == 0 or after_last_step(trainer) or trainer.should_stop:
             self._read(trainer, pl_module)
             pl_module.log("train/skipped", float(self.skipped))
             if self._failed is not None and not _rescaling(trainer):

@@ -26,7 +26,7 @@ def test_the_other_one_ends(strategy, killed, said, tokenizer_run, tmp_path):
         "--trainer.devices=2",
         f"--trainer.strategy={strategy}",
         "--data.loading.batch_size=4",
-        "--checkpoint_minutes=0",
+        "--checkpoints.every_steps=1",
         *planted,
         "--trainer.callbacks.step=3",
     )
@@ -38,6 +38,6 @@ def test_the_other_one_ends(strategy, killed, said, tokenizer_run, tmp_path):
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     before, after = said.split("PID")
     assert line.startswith(f"error: {before}") and after in line
-    assert line.endswith("The same command with --ckpt_path last goes on from the last checkpoint")
+    assert line.endswith("--ckpt_path last") and "To go on from the last checkpoint: " in line
     assert "Traceback" not in errors
     assert checkpoint_of(tmp_path / "run")["global_step"] == 2

@@ -9,9 +9,9 @@ from torch import nn
 
 import cli
 import train
+from callbacks.update_watch import UpdateWatch
 from guard import Guard
 from tests.runs import MARKS, assert_equal, checkpoint_of, fit
-from callbacks.update_watch import UpdateWatch
 
 pytestmark = MARKS
 
@@ -87,7 +87,13 @@ def test_updates_that_are_left_out(kind, tmp_path, extra, caplog):
 
 def test_too_many_in_a_row_end_the_run(tmp_path, extra, capsys):
     """The checkpoint is that of the last good update, though they are written after each."""
-    given = [*extra["prior"], *EACH_STEP, "--checkpoint_minutes=0", "--max_skipped=3", "--trainer.log_every_n_steps=3"]
+    given = [
+        *extra["prior"],
+        *EACH_STEP,
+        "--checkpoints.every_steps=1",
+        "--max_skipped=3",
+        "--trainer.log_every_n_steps=3",
+    ]
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: fit("prior", tmp_path / "run", *given, *spoilt(2, 4, 5, 6)))
     assert stop.value.code == 2
