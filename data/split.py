@@ -1,9 +1,11 @@
 """What a set of samples is called, and which of them train and which validate."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +26,20 @@ class Keyed(Protocol):
         ...
 
 
+class SplitTable(NamedTuple):
+    """Of all samples of a source, what decides their split."""
+
+    hashes: np.ndarray  # (N,) uint64, `key_hash` of each key
+    splits: np.ndarray  # (N,) uint8, place in SPLITS or UNSAID
+
+
+@runtime_checkable
+class Tabled(Protocol):
+    """A source that knows its `SplitTable` without a look at every key."""
+
+    def split_table(self) -> SplitTable: ...
+
+
 def fingerprint(source: Keyed) -> str:
     """16 hexadecimal digits that name the samples of a source, wherever it lies."""
     digest = hashlib.blake2b(digest_size=8)
@@ -32,26 +48,29 @@ def fingerprint(source: Keyed) -> str:
     return digest.hexdigest()
 
 
-def split_by_key(source: Keyed, val_fraction: float) -> tuple[list[int], list[int]]:
-    """Indices for training and for validation: by the source's own split, else by a hash of the key.
+def split_by_key(source: Keyed, val_fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices (int64) for training and for validation: by the source's own split, else by a hash of the key.
 
     Samples of the split "test" are in neither.
     """
-    splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    for index in range(len(source)):
-        by_hash = "val" if is_validation(source.key(index), val_fraction) else "train"
-        splits[source.split(index) or by_hash].append(index)
-    return splits["train"], splits["val"]
+    hashes, splits = source.split_table() if isinstance(source, Tabled) else _table(source)
+    least = math.ceil(val_fraction * 2**64)  # of the hashes that train
+    held_back = hashes < np.uint64(least) if least < 2**64 else np.full(len(hashes), True)
+    split = np.where(splits != UNSAID, splits, held_back)  # False is 0 is "train", True is 1 is "val"
+    train, val = (torch.from_numpy(np.flatnonzero(split == place)) for place in (0, 1))
+    return train, val
+
+
+def _table(source: Keyed) -> SplitTable:
+    splits = [source.split(index) for index in range(len(source))]
+    places = [UNSAID if split is None else SPLITS.index(split) for split in splits]
+    hashes = [key_hash(source.key(index)) for index in range(len(source))]
+    return SplitTable(np.array(hashes, np.uint64), np.array(places, np.uint8))
 
 
 def key_hash(key: str) -> int:
-    """64 bits of BLAKE2b: the same key, the same number, in any set."""
+    """64 bits of BLAKE2b, of the key by itself alone: a key stays on its side of the split when the set grows."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def is_validation(key: str, fraction: float) -> bool:
-    """Whether a key is in the `fraction` held back for validation: by itself alone, so it stays when the set grows."""
-    return key_hash(key) < fraction * 2**64
 
 
 def spread(indices: Sequence[int] | Tensor, count: int) -> Tensor:

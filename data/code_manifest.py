@@ -1,0 +1,216 @@
+"""What a folder of codes was made by, and what it holds: RECIPE while it is being made, MANIFEST once it is whole.
+
+Both are JSON and written beside their place, synced and renamed. The recipe comes first, so that a folder that was left
+half-made is gone on with by the same pictures, tokenizer and settings only; the manifest comes last.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.code_shards import MAX_CODEBOOK_SIZE
+
+RECIPE, MANIFEST = "recipe.json", "manifest.json"
+KIND = "codes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides every byte of the shards.
+
+    Attributes:
+        fingerprint: names the image tokenizer.
+        codebook_size: the codes are 0 .. codebook_size - 1; at most 65,536.
+        grid_size: (h, w) of each picture's codes.
+        image_size: side in pixels of the pictures that were encoded.
+        crops: of each picture; the first is the evaluation crop.
+        seed: of the other crops.
+        data: `data.split.fingerprint` of the pictures.
+        count: of the pictures.
+        rows_per_shard: shard i holds pictures i * rows_per_shard and on.
+    """
+
+    fingerprint: str
+    codebook_size: int
+    grid_size: tuple[int, int]
+    image_size: int
+    crops: int = 1
+    seed: int = 0
+    data: str = ""
+    count: int
+    rows_per_shard: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
+            raise ValueError(
+                f"codebook_size is {self.codebook_size}, expected 1 to {MAX_CODEBOOK_SIZE}: codes are uint16"
+            )
+        if len(self.grid_size) != 2 or min(self.grid_size) < 1:
+            raise ValueError(f"grid_size is {tuple(self.grid_size)}, expected two positive numbers")
+        if min(self.image_size, self.crops, self.count, self.rows_per_shard) < 1:
+            raise ValueError(
+                f"image_size={self.image_size}, crops={self.crops}, count={self.count}, "
+                f"rows_per_shard={self.rows_per_shard}, expected at least 1 each"
+            )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}, expected -2**63 to 2**63 - 1: it is mixed as 64 bits")
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.rows_per_shard)
+
+    def rows(self, number: int) -> range:
+        """The pictures of a shard."""
+        start = number * self.rows_per_shard
+        return range(start, min(start + self.rows_per_shard, self.count))
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, which every shard carries."""
+        return hashlib.blake2b(json.dumps(dataclasses.asdict(self)).encode(), digest_size=8).hexdigest()
+
+    def check_same(self, other: "Recipe", folder: Path) -> None:
+        """ValueError that names what `folder`, made by `other`, was made of and this recipe is not."""
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        changes = [f"{name} was {theirs[name]} and is {ours[name]}" for name in ours if theirs[name] != ours[name]]
+        if changes:
+            raise ValueError(
+                f"{folder} was begun with others: {', '.join(changes)}. Set them back, or remove the folder, or write "
+                "elsewhere"
+            )
+
+
+class ShardEntry(NamedTuple):
+    """A shard as the manifest names it."""
+
+    name: str
+    pictures: int
+    bytes: int
+    digest: str  # of `data.code_shards.Header`
+
+
+class Manifest(NamedTuple):
+    """What a whole folder holds.
+
+    Attributes:
+        recipe: what it was made by.
+        source: the pictures, in words.
+        captions: how many in all.
+        bare: as in `data.code_shards.Header`, of all shards.
+        shards: in their order.
+    """
+
+    recipe: Recipe
+    source: str
+    captions: int
+    bare: tuple[int, str | None]
+    shards: tuple[ShardEntry, ...]
+
+
+def shard_name(number: int) -> str:
+    return f"{number:06}.safetensors"
+
+
+def write_recipe(folder: Path, recipe: Recipe, source: str) -> None:
+    write_file(folder / RECIPE, _to_json(dataclasses.asdict(recipe) | {"source": source}))
+
+
+def read_recipe(folder: Path) -> tuple[Recipe, str]:
+    """What `write_recipe` wrote. Raises ValueError naming the file where it is damaged."""
+    path = folder / RECIPE
+    content = _read(path)
+    try:
+        return _recipe(content), str(content["source"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = {"kind": KIND} | dataclasses.asdict(manifest.recipe)
+    content |= {"source": manifest.source, "captions": manifest.captions, "bare": manifest.bare}
+    content |= {"shards": [entry._asdict() for entry in manifest.shards]}
+    write_file(folder / MANIFEST, _to_json(content))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What `write_manifest` wrote. Raises ValueError naming the file where it is missing, foreign or damaged."""
+    path = folder / MANIFEST
+    content = _read(path)
+    try:
+        if content["kind"] != KIND:
+            raise ValueError(f"kind is {content['kind']!r}, expected {KIND!r}")
+        bare, first = content["bare"]
+        manifest = Manifest(
+            _recipe(content),
+            str(content["source"]),
+            int(content["captions"]),
+            (int(bare), first),
+            tuple(ShardEntry(**_typed(entry)) for entry in content["shards"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no manifest of codes: {error!r}") from error
+    pictures, count = sum(entry.pictures for entry in manifest.shards), manifest.recipe.count
+    if pictures != count:
+        raise ValueError(f"{path}: its shards hold {pictures} pictures, but count is {count}")
+    return manifest
+
+
+def _recipe(content: dict[str, Any]) -> Recipe:
+    fields = {field.name: content[field.name] for field in dataclasses.fields(Recipe)}
+    height, width = fields.pop("grid_size")
+    numbers = {name: fields[name] for name in fields.keys() - {"fingerprint", "data"}} | {"h": height, "w": width}
+    wrong = {name: value for name, value in numbers.items() if type(value) is not int}
+    if wrong or not isinstance(fields["fingerprint"], str):
+        raise TypeError(f"expected whole numbers and a fingerprint, got {wrong or fields['fingerprint']}")
+    return Recipe(**fields, grid_size=(height, width))
+
+
+def _typed(entry: dict[str, Any]) -> dict[str, Any]:
+    """A shard's entry; its name is one that we give, so that it leads nowhere else."""
+    if entry["name"] != Path(entry["name"]).name or type(entry["pictures"]) is not int:
+        raise ValueError(f"{entry} names no shard")
+    return entry
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def _to_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Whole or not at all, also when the power goes: beside its place, synced, renamed, and the folder synced.
+
+    Raises OSError naming `path`, such as for a full disk; nothing stays beside then.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
