@@ -80,6 +80,16 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def check_devices(device: torch.device, count: int) -> None:
+    """ValueError unless `count` devices like this one can be used; several are told apart by their number alone."""
+    if count < 1:
+        raise ValueError(f"devices is {count}, expected at least 1")
+    if count > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
+        raise ValueError(f"device is {device}, expected cpu or cuda where {count} devices are asked for")
+    if count > 1 and device.type == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(f"devices is {count}, expected at most {torch.cuda.device_count()}: so many GPUs are here")
+
+
 def model_folder(path: str | Path) -> Path:
     """The model folder meant by `path`: itself, or the one that the run in it exported.
 

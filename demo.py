@@ -32,7 +32,7 @@ from config_files import CONFIGS
 from data.checker import check, score
 from data.shapes import Drawing, ShapesConfig, ShapesSource, draw
 from data.transforms import evaluation_crop
-from encoding import encode_source
+from encoding import EncodeConfig, encode_source
 from grids import captioned_grid, reconstruction_grid, save_png
 from pipeline import TextToImage, to_pil_images
 from train import be_quiet, train
@@ -134,18 +134,9 @@ def train_tokenizer() -> dict[str, float]:
 
 
 def encode_drawings() -> None:
-    if CODES.is_dir():
-        return
     source, image_tokenizer = ShapesSource(DRAWINGS), load_image_tokenizer(cli.model_folder(TOKENIZER))
     with tqdm(total=len(source), unit=" drawings", disable=None) as bar:
-        encode_source(
-            source,
-            image_tokenizer,
-            CODES,
-            image_size=DRAWINGS.size,
-            batch_size=64,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
+        encode_source(source, image_tokenizer, CODES, EncodeConfig(batch_size=64), progress=bar.update)
 
 
 def train_prior() -> dict[str, float]:

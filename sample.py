@@ -50,7 +50,7 @@ from data.transforms import to_pil_images
 from pipeline import Drawn, TextToImage, repeat
 from previews import Previews
 from ranking import CANDIDATES, keep_best, score_by_clip, score_by_prior
-from sample_files import GRID_PICTURES, Ranking, Sample, write_grid
+from sample_files import GRID_PICTURES, Ranking, Sample, Samples, write_grid
 from sample_options import RULES, STAGES, parse
 from streaming import ProgressFiles
 from transformer.sampling import SamplingConfig
@@ -63,7 +63,7 @@ def sample(args: Sequence[str]) -> None:
     """
     options = parse(args, __doc__)
     config = SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
-    if options.devices > 1 and not _devices().is_first_process():
+    if options.devices > 1 and not _processes().is_first_process():
         _draw_missing(None, _load(options), options)
         return
     captions = read_captions(options.caption, options.captions)
@@ -99,10 +99,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _devices() -> ModuleType:
-    import sample_devices  # and Lightning with it, which takes as long as some pictures do
+def _processes() -> ModuleType:
+    import device_processes  # and Lightning with it, which takes as long as some pictures do
 
-    return sample_devices
+    return device_processes
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -137,10 +137,11 @@ def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, optio
         _draw(missing, pipeline, options)
         return
 
-    def draw(device: torch.device, share: Sequence[Sample], tick: Callable[[], None]) -> None:
-        _draw(share, pipeline.to(device), options, tick, silent=samples is None)
+    def draw(device: torch.device, share: Samples, tick: Callable[[], None]) -> None:
+        _draw(share.samples, pipeline.to(device), options, tick, silent=samples is None)
 
-    _devices().draw_on_devices(missing, draw, options.device, options.devices)
+    work = None if missing is None else Samples(missing)
+    _processes().do_on_devices(work, draw, options.device, options.devices)
 
 
 def _draw(

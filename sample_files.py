@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,21 @@ class Sample:
         """Those that it was saved with."""
         with Image.open(folder / self.name) as picture:
             return json.loads(picture.info[LIKELIHOODS])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples to be drawn, those of one caption one after the other."""
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def share(self, rank: int, world_size: int) -> "Samples":
+        """What the device `rank` of `world_size` draws: every world_size-th caption, each with all its samples."""
+        captions = [list(group) for _, group in groupby(self.samples, key=lambda sample: sample.caption)]
+        return Samples([sample for group in captions[rank::world_size] for sample in group])
 
 
 @dataclass(frozen=True)

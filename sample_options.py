@@ -90,7 +90,7 @@ def _parser(about: str) -> cli.Parser:
 def _check(options: argparse.Namespace) -> None:
     """Raises ValueError; names the device where none was asked for."""
     device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    options.device, count = str(device), options.devices
+    options.device = str(device)
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}, expected at least 1")
     for name in RULES if options.picture is None else ():
@@ -105,12 +105,7 @@ def _check(options: argparse.Namespace) -> None:
             f"guidance_schedule is {options.guidance_schedule}, expected a --guidance_scale other than 1 too"
         )
     _check_ranking(options)
-    if count < 1:
-        raise ValueError(f"devices is {count}, expected at least 1")
-    if count > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
-        raise ValueError(f"device is {device}, expected cpu or cuda where {count} devices are asked for")
-    if count > 1 and device.type == "cuda" and count > torch.cuda.device_count():
-        raise ValueError(f"devices is {count}, expected at most {torch.cuda.device_count()}: so many GPUs are here")
+    cli.check_devices(device, options.devices)
 
 
 def _check_ranking(options: argparse.Namespace) -> None:

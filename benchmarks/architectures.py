@@ -109,7 +109,7 @@ def encode_drawings(folder: str, *, quick: bool) -> None:
     source = ShapesSource(ShapesConfig(size=side, count=count))
     pictures = (evaluation_picture(source, i, side) for i in range(min(count, PICTURES_OF_PALETTE)))
     config = PaletteConfig(image_size=side, codebook_size=COLOURS)
-    encode_source(source, Palette.fit(config, sample_pixels(pictures, PIXELS_A_PICTURE)), folder, image_size=side)
+    encode_source(source, Palette.fit(config, sample_pixels(pictures, PIXELS_A_PICTURE)), folder)
 
 
 def make_variant(name: str, data: PriorData, args: Namespace) -> Contestant:

@@ -130,6 +130,10 @@ class CodeShard:
     def __len__(self) -> int:
         return len(self.codes)
 
+    @property
+    def captions_in_all(self) -> int:
+        return len(self._bounds) - 1 - len(self)
+
     def key(self, row: int) -> str:
         return self._string(self._firsts[row])
 

@@ -1,7 +1,7 @@
 """Writes a folder of codes shard by shard, so that it can be stopped anywhere and gone on with.
 
-What a shard holds is decided by the recipe alone. A shard appears whole or not at all, so what is there need not be made
-again, and whoever makes a shard a second time writes the same bytes.
+What a shard holds is decided by the recipe alone. A shard appears whole or not at all, so what is there need not be
+made again, and whoever makes a shard a second time writes the same bytes.
 """
 
 from collections.abc import Sequence
@@ -49,6 +49,7 @@ class CodesWriter:
         """
         if (self.folder / MANIFEST).is_file():
             self.recipe.check_same(read_manifest(self.folder).recipe, self.folder)
+            (self.folder / RECIPE).unlink(missing_ok=True)  # of a process that was killed after it wrote the manifest
         elif (self.folder / RECIPE).is_file():
             self.recipe.check_same(read_recipe(self.folder)[0], self.folder)
         else:
@@ -84,7 +85,7 @@ class CodesWriter:
         write_file(self._path(number), pack(recipe.digest, number, rows, codes.cpu().numpy().astype(CODE)))
 
     def finish(self) -> CodesSource:
-        """Reads all shards, checks them and writes the manifest, unless it is there already.
+        """Reads all shards, checks them and writes the manifest.
 
         Raises ValueError naming a shard that is missing, damaged or of another recipe, and keys that come twice.
         """
@@ -127,16 +128,15 @@ class CodesWriter:
 
 
 def _refuse_doubled_keys(shards: Sequence[CodeShard]) -> None:
-    hashes = np.concatenate([shard.hashes for shard in shards])
-    values, counts = np.unique(hashes, return_counts=True)
-    doubled = np.flatnonzero(np.isin(hashes, values[counts > 1]))  # in a set of millions, some by chance
+    values, counts = np.unique(np.concatenate([shard.hashes for shard in shards]), return_counts=True)
+    doubled = values[counts > 1]  # of different keys, too, in one of many millions of sets
     seen: dict[str, Path] = {}
-    places = [(shard, row) for shard in shards for row in range(len(shard))] if len(doubled) else []
-    for shard, row in (places[place] for place in doubled):
-        key = shard.key(row)
-        if key in seen:
-            raise ValueError(f"key {key!r} comes twice, in {seen[key]} and {shard.path}: expected it once")
-        seen[key] = shard.path
+    for shard in shards if len(doubled) else []:
+        for row in np.flatnonzero(np.isin(shard.hashes, doubled)):
+            key = shard.key(row)
+            if key in seen:
+                raise ValueError(f"key {key!r} comes twice, in {seen[key]} and {shard.path}: expected it once")
+            seen[key] = shard.path
 
 
 def write_codes(

@@ -30,9 +30,11 @@ from data.shards.streaming import StreamOrder, StreamSamples
 from data.source import Source
 from data.split import Keyed, fingerprint, split_by_key, spread
 from data.text import TextTokenizer
+from data.text_cache import trained_once
 
 log = logging.getLogger(__name__)
-PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE and are counted: enough for 16,384 entries
+PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE: enough for 16,384 entries
+PICTURES_COUNTED = 10_000  # whose captions are looked at for those that are too long
 
 
 class CaptionedData(pl.LightningDataModule):
@@ -70,12 +72,12 @@ class CaptionedData(pl.LightningDataModule):
     def _open(self) -> None:
         self.source = self.open_source()
         train, val = split_by_key(self.source, self.loading.val_fraction)
-        if not val:
+        if len(val) == 0:
             raise ValueError(
                 f"no validation samples among {len(self.source)} (val_fraction={self.loading.val_fraction}): raise "
                 "data.loading.val_fraction, or mark rows with 'val' in a column named split"
             )
-        self.train_indices = torch.tensor(train, dtype=torch.int64)
+        self.train_indices = train
         self.val_indices = spread(val, self.loading.val_count)
 
     @cached_property
@@ -229,7 +231,7 @@ class PriorData(CaptionedData):
         codes: a folder of pictures that are encoded already (data/codes.py).
         shards: tar shards (data/shards) with captions: a path, or sets of them with weights.
         image_size: side in pixels; without meaning for codes.
-        augment: the paper's augmentation in training; else the evaluation crop there too; without meaning for codes.
+        augment: the paper's augmentation in training, of codes any of their crops; else the evaluation crop there too.
         text: how captions become tokens.
         loading: how samples are chosen and read.
     """
@@ -256,19 +258,26 @@ class PriorData(CaptionedData):
 
     def _open(self) -> None:
         super()._open()
-        if self.text.tokenizer is None and isinstance(self.source, StreamedShards):
+        self.text_tokenizer = self._text_tokenizer()
+        self._report_truncated(list(self._training_captions(PICTURES_COUNTED)))
+
+    def _text_tokenizer(self) -> TextTokenizer:
+        if self.text.tokenizer is not None:
+            return TextTokenizer.load(self.text.tokenizer)
+        if isinstance(self.source, StreamedShards):
             raise ValueError(
                 "captions of streamed shards cannot be read beforehand: name a tokenizer.json as text.tokenizer"
             )
-        captions = list(self._training_captions())
-        if self.text.tokenizer is None:
-            self.text_tokenizer = TextTokenizer.train(captions, self.text.vocab_size)
-        else:
-            self.text_tokenizer = TextTokenizer.load(self.text.tokenizer)
-        self._report_truncated(captions)
+        if self.codes is None:
+            return self._train_text_tokenizer()
+        made_of = self.fingerprint, self.loading.val_fraction, self.text.vocab_size, PICTURES_READ_FOR_TEXT
+        return trained_once(Path(self.codes), made_of, self._train_text_tokenizer)
 
-    def _training_captions(self) -> Iterator[str]:
-        for index in spread(self.train_indices, PICTURES_READ_FOR_TEXT).tolist():
+    def _train_text_tokenizer(self) -> TextTokenizer:
+        return TextTokenizer.train(self._training_captions(PICTURES_READ_FOR_TEXT), self.text.vocab_size)
+
+    def _training_captions(self, pictures: int) -> Iterator[str]:
+        for index in spread(self.train_indices, pictures).tolist():
             yield from self.source.captions(index)
 
     def _report_truncated(self, captions: list[str]) -> None:
@@ -309,7 +318,7 @@ class PriorData(CaptionedData):
             dropout=self.text.bpe_dropout if training else 0.0,
         )
         if self.codes is not None:
-            return [text, CodesReader(source)]
+            return [text, CodesReader(source, any_crop=training and self.augment)]
         augmentation = transforms.prior_augmentation if training and self.augment else None
         return [text, PictureReader(source, self.image_size, augmentation)]
 

@@ -9,7 +9,6 @@ from data.shards.source import ShardsSource
 from data.shards.stream import StreamedShards
 from data.source import Source
 from data.split import Keyed
-from data.text import is_visible
 
 
 def open_pictures(
@@ -56,12 +55,11 @@ def open_captioned(
     if codes is None:
         return open_pictures(folder, drawings, loading, need_captions=True, shards=shards, may_stream=True)
     source = CodesSource(codes)
-    captions = [source.captions(index) for index in range(len(source))]
-    bare = [index for index, texts in enumerate(captions) if not texts or not all(map(is_visible, texts))]
+    bare, first = source.manifest.bare
     if bare:
         raise ValueError(
-            f"{codes}: {len(bare)} of {len(source)} rows have no caption, or one of which nothing is seen; "
-            f"the first is {source.key(bare[0])!r}"
+            f"{codes}: {bare} of {len(source)} rows have no caption, or one of which nothing is seen; "
+            f"the first is {first!r}"
         )
     return source
 

@@ -100,13 +100,19 @@ def evaluation_picture(source: Source, index: int, size: int) -> Tensor:
 
 
 class CodesReader:
-    """Adds "image_tokens" (h, w) int64."""
+    """Adds "image_tokens" (h, w) int64.
 
-    def __init__(self, source: CodesSource) -> None:
+    Args:
+        any_crop: draws one of a picture's crops; else the first, which is the evaluation crop.
+    """
+
+    def __init__(self, source: CodesSource, *, any_crop: bool) -> None:
         self.source = source
+        self.any_crop = any_crop and source.crops > 1
 
     def __call__(self, index: int, generator: torch.Generator) -> dict[str, Any]:
-        return {"image_tokens": self.source.codes(index)}
+        crop = int(torch.randint(self.source.crops, (), generator=generator)) if self.any_crop else 0
+        return {"image_tokens": self.source.codes(index, crop)}
 
 
 class CaptionReader:

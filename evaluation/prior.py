@@ -64,7 +64,7 @@ class _Batches:
         )
         codes = isinstance(source, CodesSource)
         size = pipeline.image_tokenizer.config.image_size
-        self.readers = [text, CodesReader(source) if codes else PictureReader(source, size, None)]
+        self.readers = [text, CodesReader(source, any_crop=False) if codes else PictureReader(source, size, None)]
 
     def __call__(self, rows: Sequence[int], label: str) -> Iterator[tuple[Tensor, Tensor]]:
         loader = DataLoader(_Chosen(self.source, rows, self.readers), **self.settings)

@@ -43,7 +43,7 @@ def choose(source: Keyed, split: str | None, count: int | None, val_fraction: fl
         raise ValueError(f"split is {split!r}, expected train, val or test")
     if count is not None and count < 2:
         raise ValueError(f"count is {count}, expected at least 2")
-    train, val = split_by_key(source, val_fraction)
+    train, val = (indices.tolist() for indices in split_by_key(source, val_fraction))
     splits = {"train": train, "val": val, "test": sorted(set(range(len(source))) - {*train, *val})}
     rows = list(range(len(source))) if split is None else splits[split]
     if len(rows) < 2:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train
-from data.codes import CodesWriter
+from tests import made_codes
 
 ROOT = Path(__file__).parent.parent
 STEPS_AN_EPOCH = 6
@@ -92,8 +92,6 @@ def assert_equal(ours, theirs, path: str = "") -> None:
 
 
 def write_codes(folder: Path, of: str) -> Path:
-    with CodesWriter(folder, of, codebook_size=16, grid_size=(8, 8)) as writer:
-        keys = [f"{i}" for i in range(100)]
-        codes = torch.randint(16, (100, 8, 8), generator=torch.Generator().manual_seed(0))
-        writer.add(keys, [[f"a red circle {key}"] for key in keys], [None] * 100, codes)
+    captions = [[f"a red circle {i}"] for i in range(100)]
+    made_codes.write(folder, made_codes.codes_of(100, (8, 8), 16), captions, fingerprint=of, codebook_size=16)
     return folder

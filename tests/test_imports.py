@@ -30,7 +30,7 @@ HELPERS = (
     "grids",
     "sample_files",
     "sample_options",
-    "sample_devices",
+    "device_processes",
     "ranking",
     "streaming",
     "cli",
@@ -67,7 +67,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "sample_files": ("grids", "transformer.sampling", "transformer.serving"),
     "sample_options": ("cli", "pipeline", "sample_files", "transformer.sampling", "transformer.serving"),
     "ranking": ("clip_scores", "sample_files", "transformer.likelihood"),
-    "sample_devices": ("sample_files",),
+    "device_processes": (),
     "cli": (),
     "config_files": ("vqvae",),
     "locks": (),
@@ -145,7 +145,7 @@ def _wrong_rooms(imports: list[Import]) -> list[str]:
 
 
 def _lightning_elsewhere(imports: list[Import]) -> list[str]:
-    may = {*SCRIPTS, "demo", "callbacks", "averaging", "sharding", "sample_devices"}
+    may = {*SCRIPTS, "demo", "callbacks", "averaging", "sharding", "device_processes"}
     return [
         f"{importer} imports {name}"
         for importer, name, _ in imports

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks import architectures, contest
-from data.codes import CodesWriter
+from tests import made_codes
 
 UPDATES = 12  # of each, in 4 turns
 
@@ -26,12 +26,10 @@ def clock(monkeypatch):
 def settings(tmp_path):
     """24 pictures of one code each, named in their caption; captions of two lengths."""
     folder = tmp_path / "codes"
-    with CodesWriter(folder, "0123456789abcdef", codebook_size=4, grid_size=(2, 3)) as writer:
-        for index in range(24):
-            code = index % 4
-            split = "val" if index < 6 else "train"
-            caption = f"the colour {code}" if index % 3 else f"this is a picture of {code}"
-            writer.add([str(index)], [[caption]], [split], torch.full((1, 2, 3), code))
+    captions = [f"the colour {i % 4}" if i % 3 else f"this is a picture of {i % 4}" for i in range(24)]
+    codes = (torch.arange(24) % 4)[:, None, None].expand(24, 2, 3)
+    splits = ["val"] * 6 + ["train"] * 18
+    made_codes.write(folder, codes, [[caption] for caption in captions], splits=splits, codebook_size=4)
     return [f"--codes={folder}", f"--minutes={UPDATES / 60}", "--text-len=8"]
 
 
@@ -140,5 +138,5 @@ def test_impossible_settings_are_refused(setting):
 
 
 def test_a_missing_folder_of_codes_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is no folder: expected one with codes\.npy"):
+    with pytest.raises(ValueError, match=r"is no folder: expected one of codes"):
         architectures.main([f"--codes={tmp_path / 'none'}"])

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from data import datamodule, transforms
-from data.codes import CodesWriter
 from data.datamodule import PriorData, TokenizerData
 from data.order import generator_of
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig, ShapesSource
 from data.split import fingerprint
 from data.text import PAD, TextTokenizer
+from tests import made_codes
 from tests.data.fakes import Fake, epochs_of, prior_data, same, tokenizer_data
 
 
@@ -219,9 +219,9 @@ def test_a_real_folder(tmp_path):
 
 def write_codes(folder, captions=("a red thing", "red")) -> torch.Tensor:
     indices = torch.arange(20 * 6).reshape(20, 2, 3)
-    with CodesWriter(folder, "abc", 200, (2, 3)) as writer:
-        splits = ["val"] * 4 + [None] * 12 + ["test"] * 4
-        writer.add([f"k{i}" for i in range(20)], [captions] * 20, splits, indices)
+    splits = ["val"] * 4 + [None] * 12 + ["test"] * 4
+    keys = [f"k{i}" for i in range(20)]
+    made_codes.write(folder, indices, [captions] * 20, keys, splits, codebook_size=200, rows_per_shard=8)
     return indices
 
 

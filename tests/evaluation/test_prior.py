@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 import train
-from data.codes import CodesWriter
 from data.shapes import ShapesConfig, ShapesSource
-from encoding import encode_source
+from encoding import EncodeConfig, encode_source
 from evaluate import evaluate
 from evaluation import prior as evaluation_prior
 from pipeline import TextToImage, fingerprint
+from tests import made_codes
 from tests.runs import MARKS, arguments
 from transformer.model import Prior
 from vqvae.folders import load_image_tokenizer
@@ -38,7 +38,7 @@ def codes(shared_bundle, tmp_path_factory):
     """Of the drawings above, by the bundle's tokenizer."""
     folder = tmp_path_factory.mktemp("encoded") / "codes"
     image_tokenizer = load_image_tokenizer(shared_bundle / "image_tokenizer")
-    encode_source(ShapesSource(ShapesConfig(**DRAWN)), image_tokenizer, folder, image_size=16, batch_size=7)
+    encode_source(ShapesSource(ShapesConfig(**DRAWN)), image_tokenizer, folder, EncodeConfig(batch_size=7))
     return folder
 
 
@@ -50,11 +50,9 @@ def captioned(shared_bundle, tmp_path):
         own = fingerprint(load_image_tokenizer(shared_bundle / "image_tokenizer"))
         settings = {"fingerprint": own, "codebook_size": 16, "grid_size": (4, 4)} | settings
         folder = tmp_path / f"captioned-{len(list(tmp_path.iterdir()))}"
-        with CodesWriter(folder, **settings) as writer:
-            indices = torch.randint(16, (9, *settings["grid_size"]), generator=torch.Generator().manual_seed(0))
-            writer.add(
-                [str(i) for i in range(9)], [[f"{caption} {i}", *others] for i in range(9)], ["val"] * 9, indices
-            )
+        codes = made_codes.codes_of(9, settings["grid_size"], 16)
+        captions = [[f"{caption} {i}", *others] for i in range(9)]
+        made_codes.write(folder, codes, captions, splits=["val"] * 9, **settings)
         return folder
 
     return write

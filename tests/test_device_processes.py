@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import device_processes
 import sample
-import sample_devices
-from sample_files import Sample
+from sample_files import Sample, Samples
 from transformer.sampling import SamplingConfig
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ def samples_of(runs: list[int]) -> list[Sample]:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_captions_are_shared_out_whole(world_size):
     samples = samples_of([4, 4, 1, 4, 4])
-    shares = [sample_devices.share(samples, rank, world_size) for rank in range(world_size)]
+    shares = [Samples(samples).share(rank, world_size).samples for rank in range(world_size)]
     assert sorted(chain.from_iterable(shares), key=samples.index) == samples
     captions = [{sample.caption for sample in share} for share in shares]
     assert sum(map(len, captions)) == 5, "each on one device only"
@@ -62,30 +62,30 @@ def test_two_devices_go_on_where_one_was_stopped(shared_bundle, tmp_path):
 
 
 def test_nothing_is_started_where_nothing_is_missing(monkeypatch):
-    monkeypatch.setattr(sample_devices.pl, "Trainer", None)
-    sample_devices.draw_on_devices([], lambda *_: None, "cpu", 2)
+    monkeypatch.setattr(device_processes.pl, "Trainer", None)
+    device_processes.do_on_devices(Samples([]), lambda *_: None, "cpu", 2)
     with pytest.raises(TypeError):
-        sample_devices.draw_on_devices(samples_of([1]), lambda *_: None, "cpu", 2)
+        device_processes.do_on_devices(Samples(samples_of([1])), lambda *_: None, "cpu", 2)
 
 
 @pytest.fixture
-def drawing(monkeypatch):
+def doing(monkeypatch):
     """What a process does that another one has started."""
-    module = sample_devices._Drawing(None, lambda *_: None)
-    monkeypatch.setattr(sample_devices._Drawing, "trainer", type("Trainer", (), {"is_global_zero": False}))
+    module = device_processes._Doing(None, lambda *_: None)
+    monkeypatch.setattr(device_processes._Doing, "trainer", type("Trainer", (), {"is_global_zero": False}))
     return module
 
 
-def test_a_process_ends_when_the_first_one_has_been_killed(drawing, monkeypatch):
-    drawing.stop_if_orphaned()
+def test_a_process_ends_when_the_first_one_has_been_killed(doing, monkeypatch):
+    doing.stop_if_orphaned()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     with pytest.raises(SystemExit):
-        drawing.stop_if_orphaned()
-    drawing.trainer.is_global_zero = True  # who has started that one does not matter
-    drawing.stop_if_orphaned()
+        doing.stop_if_orphaned()
+    doing.trainer.is_global_zero = True  # who has started that one does not matter
+    doing.stop_if_orphaned()
 
 
-def test_it_ends_while_it_waits_too(drawing, monkeypatch):
+def test_it_ends_while_it_waits_too(doing, monkeypatch):
     class Never:
         def is_completed(self) -> bool:
             monkeypatch.setattr(os, "getppid", lambda: 1)
@@ -93,4 +93,4 @@ def test_it_ends_while_it_waits_too(drawing, monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "barrier", lambda async_op: Never())
     with pytest.raises(SystemExit):
-        drawing.wait_for_the_others()
+        doing.wait_for_the_others()
