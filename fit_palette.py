@@ -64,7 +64,7 @@ def fit_palette(args: list[str]) -> None:
     )
     source = open_pictures(options.folder, options.drawings, loading, need_captions=False)
     start = time.perf_counter()
-    train, _ = split_by_key(source, options.val_fraction)
+    train = split_by_key(source, options.val_fraction)[0].tolist()
     if not train:
         raise ValueError(f"{options.folder or 'the drawings'}: no pictures to fit on, all are held back")
     pictures = (evaluation_picture(source, i, config.image_size) for i in tqdm(train, "read", disable=None))

@@ -178,7 +178,7 @@ def test_what_fails_on_the_way_leaves_finished_shards_and_is_gone_on_with(tmp_pa
         def image(self, index: int, least: int | None = None) -> Image.Image:
             if index == 6:
                 raise error
-            return super().image(index)
+            return super().image(index, least)
 
     config = EncodeConfig(batch_size=4, rows_per_shard=5)
     with pytest.raises(type(error)):
