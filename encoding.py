@@ -5,7 +5,6 @@ picture is encoded beside depends on the batch size alone, and not on the number
 encoding was stopped and gone on with.
 """
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,17 +179,7 @@ def _loader(encoding: Encoding) -> DataLoader:
     """Batches (B, K, 3, size, size) of the pictures of the shards, in their order."""
     recipe, config = encoding.writer.recipe, encoding.config
     batches = [rows for number in encoding.numbers for rows in _batches(recipe.rows(number), config.batch_size)]
-    return DataLoader(
-        _Crops(encoding.source, recipe),
-        batch_sampler=batches,
-        num_workers=config.workers,
-        worker_init_fn=_leave_termination_to_parent,
-    )
-
-
-def _leave_termination_to_parent(worker: int) -> None:
-    """SIGTERM often goes to all processes of a job; the one that encodes ends its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return DataLoader(_Crops(encoding.source, recipe), batch_sampler=batches, num_workers=config.workers)
 
 
 @torch.inference_mode()
