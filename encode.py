@@ -164,10 +164,9 @@ def _going_on_after(args: list[str]) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, OSError, RuntimeError) as error:
+    except (KeyboardInterrupt, SystemExit, OSError):
         print(f"finished shards stay; to go on: python encode.py {shlex.join(args)}", flush=True)
-        # SIGTERM often goes to all processes of a job, and a DataLoader's worker may be the first to end.
-        if not terminated and "killed by signal: Terminated" not in str(error):
+        if not terminated:
             raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -23,6 +23,7 @@ from data.source import Source
 from data.split import fingerprint as fingerprint_of_data
 from data.split import key_hash
 from data.transforms import least_side, prior_augmentation
+from data.worker_signals import leave_signals_to_main
 from pipeline import ImageTokenizer, fingerprint
 
 
@@ -179,7 +180,12 @@ def _loader(encoding: Encoding) -> DataLoader:
     """Batches (B, K, 3, size, size) of the pictures of the shards, in their order."""
     recipe, config = encoding.writer.recipe, encoding.config
     batches = [rows for number in encoding.numbers for rows in _batches(recipe.rows(number), config.batch_size)]
-    return DataLoader(_Crops(encoding.source, recipe), batch_sampler=batches, num_workers=config.workers)
+    return DataLoader(
+        _Crops(encoding.source, recipe),
+        batch_sampler=batches,
+        num_workers=config.workers,
+        worker_init_fn=leave_signals_to_main,
+    )
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """Pictures to a folder of codes: the codes of the pictures' crops, the same bytes however often it is interrupted."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import re
@@ -445,23 +444,6 @@ def test_a_signal_ends_it_with_the_command_to_go_on(tmp_path, model, monkeypatch
     assert "4 of 11 pictures are there already" in capsys.readouterr().out
     source = ShapesSource(ShapesConfig(count=11))
     assert torch.equal(codes_in(CodesSource(tmp_path / "my codes")), expected_codes(source))
-
-
-def test_a_worker_that_is_terminated_first_ends_it_too(tmp_path, model, monkeypatch, capsys):
-    """As where SIGTERM goes to all processes of a job."""
-    args = ["--tokenizer", model, "--drawings.count", 40, "--out", tmp_path / "codes", "--workers", 1]
-    encode_batch = encoding._encode
-
-    def interrupted(*given):
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGTERM)
-        return encode_batch(*given)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(encoding, "_encode", interrupted)
-        run_script(patched, *args, "--batch_size", 2)
-    assert "to go on: python encode.py" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "codes").iterdir()] == ["recipe.json"]
 
 
 def test_a_full_disk_ends_it_with_one_line_and_the_command_to_go_on(tmp_path, model, monkeypatch, capsys):
