@@ -40,7 +40,7 @@ from data.pictures import load_picture
 from data.transforms import evaluation_crop, least_side, tokenizer_augmentation
 
 MEGAPIXELS = (1, 2, 4, 8, 12)
-LARGE = 4  # megapixels from which the goal counts
+LARGE = 8  # megapixels from which the goal counts
 GOAL = 2.0
 FEWEST_DECIBELS = 35.0  # a shift by one pixel of the view leaves less than 30
 GRAIN = 5.0  # standard deviation of a camera's noise, of 255
@@ -148,7 +148,7 @@ def measure(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
         ms = {who: timing.ms / len(paths) for who, timing in timings.items()}
         rows.append(
             {
-                "megapixels": sum(pixels) / len(paths) / 1e6,
+                "megapixels": round(sum(pixels) / len(paths) / 1e6, 1),
                 "pictures": len(paths),
                 "bytes a pixel": size_of_files / sum(pixels),
                 "transform": name,

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from data.pictures import place_of
 
 Square = tuple[int, int, int]  # left, top, side, in the pixels of the file
-RESERVE = 1.5  # between 1 and 1.4 the result is off by 35 to 41 dB, from 1.5 on by 42 and more (docs/log.md)
+RESERVE = 1.45  # with less, views are further from those of the whole picture (docs/log.md); 12 megapixels come at 1/8
 
 
 def tokenizer_augmentation(image: Image.Image, size: int, generator: torch.Generator) -> Tensor:
@@ -60,7 +60,7 @@ _LARGEST: dict[Callable[..., Tensor], float] = {
 def least_side(size: int, transform: Callable[..., Tensor]) -> int | None:
     """What `Source.image` is to be asked for: how many pixels a side `transform` needs to give (3, size, size).
 
-    That is the largest side that it resizes to, and half as much again: averaging then smooths over how the decoder
+    That is RESERVE times the largest side that it resizes to: averaging then smooths over how the decoder
     has reduced. None, all pixels, for a transform that is none of the above.
     """
     largest = _LARGEST.get(transform)
