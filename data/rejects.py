@@ -32,6 +32,12 @@ class Reason(StrEnum):
     TWO_PICTURES = "several pictures of one key"
     NO_FILE = "not a regular file"
     BAD_METADATA = "unreadable .json"
+    # Sound, and left out by data/filters.py:
+    SHORT_CAPTION = "caption too short"
+    LONG_CAPTION = "caption too long"
+    UNWANTED_CAPTION = "caption not wanted"
+    ASPECT_RATIO = "too long for its height"
+    NEAR_DUPLICATE = "near duplicate picture"
 
 
 class Reject(NamedTuple):
@@ -67,11 +73,12 @@ class Report:
     rejects: tuple[Reject, ...]
     doubled_captions: int  # the same text given twice for one picture: used once
     notes: tuple[str, ...] = ()
+    filtered: tuple[Reject, ...] = ()  # sound, and not wanted (data/filters.py): no part of the fraction
 
     @property
     def counts(self) -> dict[str, int]:
         """Rejected files by reason, the most frequent first."""
-        return {str(reason): count for reason, count in Counter(r.reason for r in self.rejects).most_common()}
+        return _by_reason(self.rejects)
 
     @property
     def fraction(self) -> float:
@@ -108,6 +115,9 @@ class Report:
             "notes": self.notes,
             "rejects": [reject._asdict() for reject in self.rejects],
         }
+        if self.filtered:
+            counts = {"filtered": len(self.filtered), "filtered_counts": _by_reason(self.filtered)}
+            record |= counts | {"filtered_files": [reject._asdict() for reject in self.filtered]}
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
         content = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -117,6 +127,11 @@ class Report:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+    def filtered_summary(self) -> str:
+        """One paragraph for the log on what filters left out."""
+        text = f"{self.folder}: {self.kept:,} pictures left, {len(self.filtered):,} left out by filters"
+        return f"{text}: {_listed(_by_reason(self.filtered))}" if self.filtered else text
 
     def enforce(self, max_rejected: float) -> None:
         """ValueError where more than `max_rejected` (in [0, 1]) of the files were rejected, or nothing is left."""
@@ -138,6 +153,10 @@ class Report:
         return (
             "First: " + ", ".join(str(r) for r in self.rejects[:SHOWN]) + (f", and {more:,} more" if more > 0 else "")
         )
+
+
+def _by_reason(rejects: Iterable[Reject]) -> dict[str, int]:
+    return {str(reason): count for reason, count in Counter(reject.reason for reject in rejects).most_common()}
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -1,0 +1,232 @@
+"""Samples that are sound but not wanted, by their captions, by the shape of their pictures, or as seen before.
+
+The paper (https://arxiv.org/abs/2102.12092, section 2.3 and appendix C) leaves out captions that are too short, not
+English, or boilerplate, and pictures whose aspect ratio is not in [1/2, 2]. Which captions are English is asked of a
+function of one's own, which may find boilerplate too: no package for it is bundled. Everything is off unless set.
+"""
+
+import importlib
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.near_duplicates import LEAST_SIDE, MOST_BITS, near_duplicates, picture_hash
+from data.pictures import place_of
+from data.rejects import Reason, Reject, Rejected, Report
+from data.source import Source
+from data.waiting import with_progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """What is left out.
+
+    Attributes:
+        min_caption_length, max_caption_length: in characters; of a picture with several captions, those outside are
+            left out, and the picture with the last of them.
+        wanted_caption: MODULE:FUNCTION, called with each caption, says by True whether it is wanted; whether it is of
+            some language, for example.
+        max_aspect_ratio: of the longer to the shorter side; 2 in the paper.
+        near_duplicates: a picture is left out that differs from an earlier one in at most so many of the 64 bits that
+            tell what it looks like (near_duplicates.py), 0 to 7.
+    """
+
+    min_caption_length: int | None = None
+    max_caption_length: int | None = None
+    wanted_caption: str | None = None
+    max_aspect_ratio: float | None = None
+    near_duplicates: int | None = None
+
+    def __post_init__(self) -> None:
+        least, most = self.min_caption_length, self.max_caption_length
+        if (least is not None and least < 1) or (most is not None and most < (least or 1)):
+            raise ValueError(f"caption lengths from {least} to {most}, expected 1 or more, and the smaller one first")
+        if self.max_aspect_ratio is not None and not 1 <= self.max_aspect_ratio < math.inf:
+            raise ValueError(
+                f"max_aspect_ratio={self.max_aspect_ratio}, expected 1 or more: the longer side to the shorter"
+            )
+        if self.near_duplicates is not None and not 0 <= self.near_duplicates <= MOST_BITS:
+            raise ValueError(f"near_duplicates={self.near_duplicates}, expected 0 to {MOST_BITS} bits")
+        if self.wanted_caption is not None:
+            imported(self.wanted_caption)
+
+    @property
+    def of_captions(self) -> bool:
+        return any(each is not None for each in (self.min_caption_length, self.max_caption_length, self.wanted_caption))
+
+    @property
+    def of_pictures(self) -> bool:
+        return self.max_aspect_ratio is not None or self.near_duplicates is not None
+
+
+def imported(path: str) -> Callable[[str], object]:
+    """The function MODULE:FUNCTION. Raises ValueError where there is none such."""
+    module, colon, name = path.partition(":")
+    if not (module and colon and name):
+        raise ValueError(f"{path!r}, expected MODULE:FUNCTION, as in langs:is_english")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{path!r} is a {type(found).__name__}, expected a function")
+    return found
+
+
+class Reported(Source, Protocol):
+    """A source with a report of what it rejected: folders and shards."""
+
+    report: Report
+
+
+class FilteredSource:
+    """The samples of a source that filters leave, in its order; a `data.source.Source` itself.
+
+    Every caption is asked once and, for filters of pictures, every picture decoded once when this is made. What is left
+    out is not held against the source (`max_rejected`), but counted and listed by reason in its report.
+
+    Args:
+        source: of pictures, with a report.
+        filters: at least one of them set.
+        report: a JSON file that is given the report, in the place of the source's own.
+
+    Raises ValueError where nothing is left, or the function for captions fails.
+    """
+
+    def __init__(self, source: Reported, filters: Filters, report: str | Path | None = None) -> None:
+        self.source, self.filters = source, filters
+        self._shortened: dict[int, tuple[str, ...]] = {}  # captions of the samples that lost some
+        filtered = self._by_captions() if filters.of_captions else {}
+        broken: dict[int, Reject] = {}
+        if filters.of_pictures:
+            of_pictures, broken = self._by_pictures([row for row in range(len(source)) if row not in filtered])
+            filtered |= of_pictures
+        left = [row for row in range(len(source)) if row not in filtered and row not in broken]
+        self._rows = np.array(left, np.int64)
+        self.report = self._report(filtered, broken)
+        if report is not None:
+            self.report.save(Path(report))
+        log.info(self.report.filtered_summary())
+        if not len(self._rows):
+            raise ValueError(f"{self.report.folder}: the filters leave nothing; {self.report.filtered_summary()}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self._rows[index]))
+
+    def image(self, index: int, least: int | None = None) -> Image.Image:
+        return self.source.image(int(self._rows[index]), least)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        row = int(self._rows[index])
+        return self._shortened[row] if row in self._shortened else self.source.captions(row)
+
+    def split(self, index: int) -> str | None:
+        return self.source.split(int(self._rows[index]))
+
+    def identity(self) -> Iterator[str]:
+        """Which rows are left and which captions of those that lost some, then the source's."""
+        yield json.dumps([self._rows.tolist(), sorted(self._shortened.items())])
+        yield from self.source.identity()
+
+    def by_set(self, indices: Tensor) -> list[Tensor]:
+        """As `ShardsSource.by_set`, of filtered shards."""
+        sets = self.source.by_set(torch.from_numpy(self._rows)[indices])
+        return [torch.from_numpy(np.searchsorted(self._rows, rows.numpy())) for rows in sets]
+
+    def _by_captions(self) -> dict[int, Reject]:
+        """What is left out, by row of the source; notes what is left of captions."""
+        wanted = imported(self.filters.wanted_caption) if self.filters.wanted_caption else None
+        filtered = {}
+        for row in range(len(self.source)):
+            texts = self.source.captions(row)
+            reasons = [self._fault(text, wanted) for text in texts]
+            left = tuple(text for text, reason in zip(texts, reasons, strict=True) if reason is None)
+            if texts and not left:
+                detail = f"{texts[0][:80]!r}, {len(texts[0]):,} characters"
+                filtered[row] = Reject(self.source.key(row), reasons[0], detail)
+            elif len(left) < len(texts):
+                self._shortened[row] = left
+        return filtered
+
+    def _fault(self, text: str, wanted: Callable[[str], object] | None) -> Reason | None:
+        least, most = self.filters.min_caption_length, self.filters.max_caption_length
+        if least is not None and len(text) < least:
+            return Reason.SHORT_CAPTION
+        if most is not None and len(text) > most:
+            return Reason.LONG_CAPTION
+        if wanted is None:
+            return None
+        try:
+            answer = wanted(text)
+        except Exception as error:  # somebody's function
+            raise ValueError(f"{self.filters.wanted_caption} failed on the caption {text[:80]!r}: {error!r}") from error
+        if not isinstance(answer, bool):
+            raise ValueError(f"{self.filters.wanted_caption} says {answer!r} of {text[:80]!r}, expected True or False")
+        return None if answer else Reason.UNWANTED_CAPTION
+
+    def _by_pictures(self, rows: list[int]) -> tuple[dict[int, Reject], dict[int, Reject]]:
+        """Of these rows of the source, what is left out, and what turns out broken."""
+        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+            seen = pool.map(self._look, rows)
+            looks = list(with_progress(seen, len(rows), self.source.report.folder, done="filtered", things="pictures"))
+        broken = {row: look for row, look in zip(rows, looks, strict=True) if isinstance(look, Reject)}
+        sound = {row: look for row, look in zip(rows, looks, strict=True) if row not in broken}
+        filtered = {row: reject for row, look in sound.items() if (reject := self._too_long(row, look)) is not None}
+        if self.filters.near_duplicates is not None:
+            filtered |= self._repeated({row: look.hash for row, look in sound.items() if row not in filtered})
+        return filtered, broken
+
+    def _look(self, row: int) -> "_Look | Reject":
+        try:
+            image = self.source.image(row, LEAST_SIDE)
+        except Rejected as error:
+            return error.reject
+        return _Look(*place_of(image).size, 0 if self.filters.near_duplicates is None else picture_hash(image))
+
+    def _too_long(self, row: int, look: "_Look") -> Reject | None:
+        most, (short, long) = self.filters.max_aspect_ratio, sorted((look.width, look.height))
+        if most is None or long <= most * short:
+            return None
+        return Reject(self.source.key(row), Reason.ASPECT_RATIO, f"{look.width}x{look.height} pixels")
+
+    def _repeated(self, hashes: dict[int, int]) -> dict[int, Reject]:
+        rows, filtered = list(hashes), {}
+        first = near_duplicates(np.array(list(hashes.values()), np.uint64), self.filters.near_duplicates)
+        for place in np.flatnonzero(first >= 0).tolist():
+            row, before = rows[place], rows[first[place]]
+            bits = (hashes[row] ^ hashes[before]).bit_count()
+            detail = f"{bits} of 64 bits from {self.source.key(before)}"
+            filtered[row] = Reject(self.source.key(row), Reason.NEAR_DUPLICATE, detail)
+        return filtered
+
+    def _report(self, filtered: dict[int, Reject], broken: dict[int, Reject]) -> Report:
+        report = self.source.report
+        return replace(
+            report,
+            kept=len(self._rows),
+            splits=dict(Counter(split for index in range(len(self)) if (split := self.split(index)) is not None)),
+            rejects=(*report.rejects, *broken.values()),
+            filtered=tuple(filtered[row] for row in sorted(filtered)),
+        )
+
+
+class _Look(NamedTuple):
+    width: int
+    height: int
+    hash: int

@@ -1,0 +1,228 @@
+"""Filters against what they would leave by hand, and near duplicates against comparing all pairs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.filters import FilteredSource, Filters, imported
+from data.folder import FolderSource
+from data.near_duplicates import near_duplicates, picture_hash
+from data.rejects import Reason
+from data.shards.source import ShardsSource
+from data.split import fingerprint
+from tests.data.shards.tars import picture, sample, write_tar
+from tests.data.test_reduced import jpeg, scene
+
+ASKED = []
+
+
+def is_english(caption: str) -> bool:
+    ASKED.append(caption)
+    return caption.isascii()
+
+
+def fails(caption: str) -> bool:
+    raise KeyError(caption)
+
+
+def says_maybe(caption: str) -> str:
+    return "maybe"
+
+
+HERE = "tests.data.test_filters"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five pictures that differ, of captions and shapes that do."""
+    place = tmp_path / "pictures"
+    place.mkdir()
+    rows = [
+        ("a.jpg", "a cat", (64, 64)),
+        ("a.jpg", "x", (64, 64)),
+        ("b.jpg", "y", (80, 60)),
+        ("c.jpg", "a dog " * 40, (60, 80)),
+    ]
+    rows += [("d.jpg", "ein Käse", (200, 90)), ("e.jpg", "a wide picture", (180, 90))]
+    for seed, (name, _, shape) in enumerate(rows):
+        (place / name).write_bytes(jpeg(scene(*shape, seed=seed)))
+    table = "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text, _ in rows)
+    (place / "captions.jsonl").write_text(table)
+    return place
+
+
+def filtered(folder, report=None, **filters) -> FilteredSource:
+    return FilteredSource(FolderSource(folder, need_captions=True), Filters(**filters), report)
+
+
+def left(source) -> str:
+    return "".join(source.key(i)[0] for i in range(len(source)))
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept", "reasons"),
+    [
+        ({"min_caption_length": 2}, "acde", {"b": Reason.SHORT_CAPTION}),
+        ({"max_caption_length": 20}, "abde", {"c": Reason.LONG_CAPTION}),
+        ({"min_caption_length": 5, "max_caption_length": 14}, "ade",
+         {"b": Reason.SHORT_CAPTION, "c": Reason.LONG_CAPTION}),
+        ({"wanted_caption": f"{HERE}:is_english"}, "abce", {"d": Reason.UNWANTED_CAPTION}),
+        ({"max_aspect_ratio": 2}, "abce", {"d": Reason.ASPECT_RATIO}),
+        ({"max_aspect_ratio": 1}, "a", dict.fromkeys("bcde", Reason.ASPECT_RATIO)),
+        ({"near_duplicates": 3}, "abcde", {}),
+    ],
+)  # fmt: skip
+def test_what_is_left(folder, filters, kept, reasons):
+    source = filtered(folder, **filters)
+    assert left(source) == kept
+    assert {reject.file[0]: reject.reason for reject in source.report.filtered} == reasons
+    assert source.report.kept == len(kept)
+    assert source.report.fraction == 0
+    assert all(source.captions(i) for i in range(len(source)))
+    assert source.image(len(source) - 1).tobytes() == source.source.image("abcde".index(kept[-1])).tobytes()
+
+
+def test_captions_of_a_picture_that_stays(folder):
+    source = filtered(folder, min_caption_length=2)
+    assert source.captions(0) == ("a cat",)  # "x" is too short
+    assert source.source.captions(0) == ("a cat", "x")
+    assert source.captions(1) == source.source.captions(2)
+
+
+def test_each_caption_is_asked_once(folder):
+    ASKED.clear()
+    filtered(folder, wanted_caption=f"{HERE}:is_english", max_caption_length=20)
+    assert ASKED == ["a cat", "x", "y", "ein Käse", "a wide picture"]
+
+
+def test_the_report_counts_each_reason(folder, tmp_path):
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    with (folder / "captions.jsonl").open("a") as table:
+        table.write('{"file_name": "broken.jpg", "text": "broken"}\n')
+    source = FilteredSource(
+        FolderSource(folder, need_captions=True, max_rejected=0.5),
+        Filters(min_caption_length=2, max_aspect_ratio=2),
+        tmp_path / "report.json",
+    )
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert record["counts"] == {"broken picture": 1}
+    assert record["filtered"] == 2
+    assert record["filtered_counts"] == {"caption too short": 1, "too long for its height": 1}
+    assert [entry["file"] for entry in record["filtered_files"]] == ["b.jpg", "d.jpg"]
+    assert record["filtered_files"][1]["detail"] == "200x90 pixels"
+    assert record["kept"] == len(source) == 3
+
+
+def test_other_filters_are_other_data(folder):
+    prints = {
+        fingerprint(FolderSource(folder, need_captions=True)),
+        fingerprint(filtered(folder, min_caption_length=2)),
+        fingerprint(filtered(folder, max_aspect_ratio=2)),
+        fingerprint(filtered(folder, max_caption_length=4)),
+    }
+    assert len(prints) == 4
+    assert fingerprint(filtered(folder, max_aspect_ratio=2)) == fingerprint(filtered(folder, max_aspect_ratio=2.1))
+
+
+def test_near_duplicates_of_a_folder(folder, tmp_path):
+    """Scaled, recompressed, brightened; the mirrored one is another."""
+    original = FolderSource(folder, need_captions=True).image(1)
+    copies = {
+        "b-again.jpg": original.resize((57, 43)),
+        "b-bright.png": original.point(lambda value: min(255, value + 6)),
+        "b-mirrored.png": original.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    }
+    with (folder / "captions.jsonl").open("a") as table:
+        for name, image in copies.items():
+            image.save(folder / name)
+            table.write(json.dumps({"file_name": name, "text": "a copy"}) + "\n")
+    source = filtered(folder, near_duplicates=6)
+    assert [reject.file for reject in source.report.filtered] == ["b-bright.png", "b.jpg"]  # the first in order stays
+    assert all("bits from b-again.jpg" in reject.detail for reject in source.report.filtered)
+
+
+def test_shards_and_what_is_broken_in_them(tmp_path):
+    broken = (sample(4)[0][0], picture(4)[:60])
+    members = [*sample(0), *sample(1, caption="x"), *sample(2), broken, *sample(4)[1:]]
+    path = write_tar(tmp_path / "a.tar", members)
+    source = FilteredSource(ShardsSource(str(path), need_captions=True), Filters(max_aspect_ratio=2))
+    assert [source.key(i) for i in range(len(source))] == [f"{i:09d}" for i in (0, 1, 2)]
+    assert [reject.reason for reject in source.report.rejects] == [Reason.BROKEN]
+    assert not source.report.filtered
+    sets = source.by_set(torch.tensor([2, 0]))
+    assert [each.tolist() for each in sets] == [[2, 0]]
+
+
+def test_nothing_left_is_said(folder):
+    with pytest.raises(ValueError, match=r"the filters leave nothing; .* 5 caption too short"):
+        filtered(folder, min_caption_length=1000)
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"min_caption_length": 0}, "caption lengths from 0"),
+        ({"min_caption_length": 5, "max_caption_length": 4}, "caption lengths from 5 to 4"),
+        ({"max_aspect_ratio": 0.5}, "max_aspect_ratio=0.5"),
+        ({"max_aspect_ratio": float("nan")}, "max_aspect_ratio=nan"),
+        ({"near_duplicates": 8}, "near_duplicates=8, expected 0 to 7"),
+        ({"wanted_caption": "os.system"}, "expected MODULE:FUNCTION"),
+        ({"wanted_caption": "no.such.module:f"}, "cannot be imported: No module"),
+        ({"wanted_caption": f"{HERE}:nobody"}, "cannot be imported"),
+        ({"wanted_caption": f"{HERE}:HERE"}, "is a str, expected a function"),
+    ],
+)
+def test_wrong_settings(filters, message):
+    with pytest.raises(ValueError, match=message):
+        Filters(**filters)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("fails", "failed on the caption 'a cat'"), ("says_maybe", "says 'maybe'")]
+)
+def test_functions_that_do_not_answer(folder, name, message):
+    assert callable(imported(f"{HERE}:{name}"))
+    with pytest.raises(ValueError, match=message):
+        filtered(folder, wanted_caption=f"{HERE}:{name}")
+
+
+def by_all_pairs(hashes: list[int], most_bits: int) -> list[int]:
+    repeated = []
+    for place, own in enumerate(hashes):
+        kept = [i for i in range(place) if repeated[i] < 0]
+        repeated.append(next((i for i in kept if (own ^ hashes[i]).bit_count() <= most_bits), -1))
+    return repeated
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 63), max_size=9)), max_size=40), st.integers(0, 7))
+def test_as_comparing_all_pairs(near: list[tuple[int, list[int]]], most_bits: int):
+    """Some hashes, and others a few bits from them."""
+    middle = [int(each) for each in np.random.default_rng(1).integers(0, 2**64, 6, dtype=np.uint64)]
+    hashes = []
+    for which, bits in near:
+        own = middle[which]
+        for bit in bits:
+            own ^= 1 << bit
+        hashes.append(own)
+    assert near_duplicates(np.array(hashes, np.uint64), most_bits).tolist() == by_all_pairs(hashes, most_bits)
+
+
+def test_bits_of_a_picture_by_hand():
+    """Columns that grow brighter to the right are ones, but for the last step."""
+    ramp = np.tile(np.array([0, 30, 60, 90, 120, 150, 180, 210, 100], np.uint8), (8, 1))
+    image = Image.fromarray(np.stack([ramp] * 3, axis=-1))
+    assert picture_hash(image) == int("11111110" * 8, 2)
+    assert picture_hash(image.resize((90, 80), Image.Resampling.NEAREST)) == int("11111110" * 8, 2)
+
+
+def test_flat_pictures_differ_by_colour():
+    red, blue, almost_red = (
+        picture_hash(Image.new("RGB", (20, 10), colour)) for colour in ("#e00000", "#0000e0", "#e10101")
+    )
+    assert red == almost_red != blue
