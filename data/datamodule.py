@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data import transforms
+from data.filters import FilteredSource, Filters
 from data.opening import check_drawn_large_enough, check_one_given, open_captioned, open_pictures
 from data.order import EpochLoader, EpochOrder, Progress, check_same
 from data.rejects import LateRejects
@@ -123,8 +124,9 @@ class CaptionedData(pl.LightningDataModule):
         }
         if shuffle and isinstance(self.source, StreamedShards):
             return StreamOrder(self.source.config.samples, workers=self.loading.workers, **settings)
-        if shuffle and isinstance(self.source, ShardsSource) and self.source.config.weights is not None:
-            return MixedOrder(self.source.by_set(indices), self.source.config.weights, **settings)
+        whole = self.source.source if isinstance(self.source, FilteredSource) else self.source
+        if shuffle and isinstance(whole, ShardsSource) and whole.config.weights is not None:
+            return MixedOrder(self.source.by_set(indices), whole.config.weights, **settings)
         return EpochOrder(indices, shuffle=shuffle, **settings)
 
     def _loader(
@@ -188,6 +190,7 @@ class TokenizerData(CaptionedData):
         shards: tar shards (data/shards): a path, or sets of them with weights.
         image_size: side in pixels.
         augment: the paper's augmentation in training; else the evaluation crop there too.
+        filters: which samples of a folder or of shards are left out.
         loading: how samples are chosen and read.
     """
 
@@ -198,17 +201,24 @@ class TokenizerData(CaptionedData):
         shards: str | ShardsConfig | None = None,
         image_size: int = 256,
         augment: bool = True,
+        filters: Filters = Filters(),  # noqa: B008 (frozen)
         loading: Loading = Loading(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(loading)
         check_one_given(folder=folder, drawings=drawings, shards=shards)
         check_drawn_large_enough(drawings, image_size)
         self.folder, self.drawings, self.shards = folder, drawings, shards
-        self.image_size, self.augment = image_size, augment
+        self.image_size, self.augment, self.filters = image_size, augment, filters
 
     def open_source(self) -> Source:
         return open_pictures(
-            self.folder, self.drawings, self.loading, need_captions=False, shards=self.shards, may_stream=True
+            self.folder,
+            self.drawings,
+            self.loading,
+            need_captions=False,
+            shards=self.shards,
+            may_stream=True,
+            filters=self.filters,
         )
 
     def readers(self, source: Source, *, training: bool) -> list[Reader]:
@@ -233,6 +243,7 @@ class PriorData(CaptionedData):
         image_size: side in pixels; without meaning for codes.
         augment: the paper's augmentation in training, of codes any of their crops; else the evaluation crop there too.
         text: how captions become tokens.
+        filters: which samples of a folder or of shards are left out.
         loading: how samples are chosen and read.
     """
 
@@ -247,13 +258,14 @@ class PriorData(CaptionedData):
         image_size: int = 256,
         augment: bool = True,
         text: TextConfig = TextConfig(),  # noqa: B008 (frozen)
+        filters: Filters = Filters(),  # noqa: B008 (frozen)
         loading: Loading = Loading(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(loading)
         check_one_given(folder=folder, drawings=drawings, codes=codes, shards=shards)
         check_drawn_large_enough(drawings, image_size)
         self.folder, self.drawings, self.codes, self.shards = folder, drawings, codes, shards
-        self.image_size, self.augment, self.text = image_size, augment, text
+        self.image_size, self.augment, self.text, self.filters = image_size, augment, text, filters
         self.encode_images: Callable[[Tensor], Tensor] | None = None  # (B, 3, H, W) -> (B, h, w)
 
     def _open(self) -> None:
@@ -307,7 +319,9 @@ class PriorData(CaptionedData):
         super().load_state_dict(state)
 
     def open_source(self) -> Keyed:
-        return open_captioned(self.folder, self.drawings, self.codes, self.loading, shards=self.shards)
+        return open_captioned(
+            self.folder, self.drawings, self.codes, self.loading, shards=self.shards, filters=self.filters
+        )
 
     def readers(self, source: Keyed, *, training: bool) -> list[Reader]:
         text = CaptionReader(

@@ -64,8 +64,12 @@ class Filters:
             imported(self.wanted_caption)
 
     @property
+    def any(self) -> bool:
+        return self.of_captions or self.of_pictures
+
+    @property
     def of_captions(self) -> bool:
-        return any(each is not None for each in (self.min_caption_length, self.max_caption_length, self.wanted_caption))
+        return (self.min_caption_length, self.max_caption_length, self.wanted_caption) != (None, None, None)
 
     @property
     def of_pictures(self) -> bool:
@@ -101,12 +105,15 @@ class FilteredSource:
     Args:
         source: of pictures, with a report.
         filters: at least one of them set.
+        max_rejected: the largest fraction of the source that may turn out broken, in [0, 1].
         report: a JSON file that is given the report, in the place of the source's own.
 
-    Raises ValueError where nothing is left, or the function for captions fails.
+    Raises ValueError where nothing is left, more is broken, or the function for captions fails.
     """
 
-    def __init__(self, source: Reported, filters: Filters, report: str | Path | None = None) -> None:
+    def __init__(
+        self, source: Reported, filters: Filters, *, max_rejected: float = 0.05, report: str | Path | None = None
+    ) -> None:
         self.source, self.filters = source, filters
         self._shortened: dict[int, tuple[str, ...]] = {}  # captions of the samples that lost some
         filtered = self._by_captions() if filters.of_captions else {}
@@ -122,6 +129,7 @@ class FilteredSource:
         log.info(self.report.filtered_summary())
         if not len(self._rows):
             raise ValueError(f"{self.report.folder}: the filters leave nothing; {self.report.filtered_summary()}")
+        self.report.enforce(max_rejected)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -1,6 +1,7 @@
 """From what a user asks for, a folder, shards, drawings or codes, to a source of samples."""
 
 from data.codes import CodesSource
+from data.filters import FilteredSource, Filters
 from data.folder import FolderSource
 from data.settings import Loading
 from data.shapes import ShapesConfig, ShapesSource
@@ -19,25 +20,38 @@ def open_pictures(
     need_captions: bool,
     shards: ShardsConfig | str | None = None,
     may_stream: bool = False,
+    filters: Filters = Filters(),  # noqa: B008 (frozen)
 ) -> Source:
-    """The drawings or shards where they are given, else the folder.
+    """The drawings or shards where they are given, else the folder; without what the filters leave out.
 
     Of streamed shards, which only training may use, it is what is validated on. Raises ValueError for a folder or
-    shards that cannot be used.
+    shards that cannot be used, and for filters of drawings or of what only streams.
     """
     if drawings is not None:
+        if filters.any:
+            raise ValueError("filters are given for drawings, expected a folder or shards")
         return ShapesSource(drawings)
     settings = {"need_captions": need_captions, "max_rejected": loading.max_rejected, "report": loading.report}
     if shards is None:
-        return FolderSource(folder, **settings)
+        return _filtered(FolderSource(folder, **settings), filters, loading)
     config = shards_config(shards)
     if not config.streamed:
-        return ShardsSource(config, **settings)
+        return _filtered(ShardsSource(config, **settings), filters, loading)
+    if filters.any:
+        raise ValueError(f"filters are given for {config.all_sets[0].path}, which streams: expected shards on disk")
     if not may_stream:
         raise ValueError(
             f"{config.all_sets[0].path} can only be streamed, which is for training: expected shards on disk"
         )
     return StreamedShards(config, **settings)
+
+
+def _filtered(source: FolderSource | ShardsSource, filters: Filters, loading: Loading) -> Source:
+    return (
+        FilteredSource(source, filters, max_rejected=loading.max_rejected, report=loading.report)
+        if filters.any
+        else source
+    )
 
 
 def open_captioned(
@@ -47,13 +61,18 @@ def open_captioned(
     loading: Loading,
     *,
     shards: ShardsConfig | str | None = None,
+    filters: Filters = Filters(),  # noqa: B008 (frozen)
 ) -> Keyed:
     """Captioned codes where they are given, else captioned pictures.
 
-    Raises ValueError for a folder that cannot be used, and for codes of which one has no caption.
+    Raises ValueError for a folder that cannot be used, for codes of which one has no caption, and for filters of codes.
     """
     if codes is None:
-        return open_pictures(folder, drawings, loading, need_captions=True, shards=shards, may_stream=True)
+        return open_pictures(
+            folder, drawings, loading, need_captions=True, shards=shards, may_stream=True, filters=filters
+        )
+    if filters.any:
+        raise ValueError(f"filters are given for the codes {codes}: pictures are filtered when they are encoded")
     source = CodesSource(codes)
     bare, first = source.manifest.bare
     if bare:

@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.datamodule import PriorData, TokenizerData
 from data.filters import FilteredSource, Filters, imported
 from data.folder import FolderSource
 from data.near_duplicates import near_duplicates, picture_hash
 from data.rejects import Reason
+from data.settings import Loading, TextConfig
+from data.shapes import ShapesConfig
+from data.shards.config import ShardsConfig, ShardSet
+from data.shards.mixture import MixedOrder
 from data.shards.source import ShardsSource
 from data.split import fingerprint
 from tests.data.shards.tars import picture, sample, write_tar
@@ -57,7 +62,7 @@ def folder(tmp_path):
 
 
 def filtered(folder, report=None, **filters) -> FilteredSource:
-    return FilteredSource(FolderSource(folder, need_captions=True), Filters(**filters), report)
+    return FilteredSource(FolderSource(folder, need_captions=True), Filters(**filters), report=report)
 
 
 def left(source) -> str:
@@ -107,7 +112,8 @@ def test_the_report_counts_each_reason(folder, tmp_path):
     source = FilteredSource(
         FolderSource(folder, need_captions=True, max_rejected=0.5),
         Filters(min_caption_length=2, max_aspect_ratio=2),
-        tmp_path / "report.json",
+        max_rejected=0.5,
+        report=tmp_path / "report.json",
     )
     record = json.loads((tmp_path / "report.json").read_text())
     assert record["counts"] == {"broken picture": 1}
@@ -150,12 +156,54 @@ def test_shards_and_what_is_broken_in_them(tmp_path):
     broken = (sample(4)[0][0], picture(4)[:60])
     members = [*sample(0), *sample(1, caption="x"), *sample(2), broken, *sample(4)[1:]]
     path = write_tar(tmp_path / "a.tar", members)
-    source = FilteredSource(ShardsSource(str(path), need_captions=True), Filters(max_aspect_ratio=2))
+    shards, square = ShardsSource(str(path), need_captions=True), Filters(max_aspect_ratio=2)
+    with pytest.raises(ValueError, match=r"1 of 4 files rejected \(25.0%"):
+        FilteredSource(shards, square)
+    source = FilteredSource(shards, square, max_rejected=0.25)
     assert [source.key(i) for i in range(len(source))] == [f"{i:09d}" for i in (0, 1, 2)]
     assert [reject.reason for reject in source.report.rejects] == [Reason.BROKEN]
     assert not source.report.filtered
     sets = source.by_set(torch.tensor([2, 0]))
     assert [each.tolist() for each in sets] == [[2, 0]]
+
+
+@pytest.mark.parametrize("captioned", [True, False])
+def test_training_sees_what_is_left(folder, tmp_path, captioned):
+    loading = Loading(batch_size=1, workers=0, val_fraction=0.5, report=str(tmp_path / "report.json"))
+    settings = {"folder": str(folder), "image_size": 32, "loading": loading, "filters": Filters(max_aspect_ratio=2)}
+    data = PriorData(text=TextConfig(vocab_size=300), **settings) if captioned else TokenizerData(**settings)
+    data.setup()
+    assert left(data.source) == "abce"
+    assert sorted([*data.train_indices.tolist(), *data.val_indices.tolist()]) == [0, 1, 2, 3]
+    assert json.loads((tmp_path / "report.json").read_text())["filtered"] == 1
+
+
+def test_weights_of_sets_hold_for_what_is_left(tmp_path):
+    wide = ("000000001.png", picture(1, size=(20, 4)))
+    first = write_tar(tmp_path / "a.tar", [*sample(0), wide, *sample(2), *sample(3, split="val")])
+    second = write_tar(tmp_path / "b.tar", [*sample(4), *sample(5)])
+    data = TokenizerData(
+        shards=ShardsConfig(sets=[ShardSet(path=str(first), weight=1), ShardSet(path=str(second), weight=3)]),
+        image_size=4,
+        filters=Filters(max_aspect_ratio=2),
+        loading=Loading(batch_size=1, workers=0, val_fraction=0.2),
+    )
+    data.setup()
+    order = data.train_dataloader().order
+    assert isinstance(order, MixedOrder)
+    sets = [{int(data.source.key(i)) for i in each.tolist()} for each in order.sets]
+    assert sets[0] <= {0, 2, 3} and sets[1] <= {4, 5} and len(sets[0] | sets[1]) == len(data.train_indices)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"drawings": ShapesConfig(size=32)}, {"shards": "pipe:cat x.tar"}, {"codes": "codes"}],
+    ids=lambda s: next(iter(s)),
+)
+def test_what_is_not_filtered(source):
+    data = PriorData(**source, image_size=32, filters=Filters(max_aspect_ratio=2))
+    with pytest.raises(ValueError, match="filters are given for"):
+        data.setup()
 
 
 def test_nothing_left_is_said(folder):
