@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # files that a message names; the report file names all
@@ -97,13 +97,8 @@ class Report:
             parts.append(f"{len(self.rejects):,} files rejected: {_listed(self.counts)}. {self._first()}")
         return "; ".join(parts).encode("utf-8", "backslashreplace").decode()
 
-    def save(self, path: Path) -> None:
-        """Writes the full list as JSON, beside `path` first, so that a reader never sees half of it.
-
-        Raises ValueError where `path` is a folder.
-        """
-        if path.is_dir():
-            raise ValueError(f"report {path} is a folder, expected a file to write")
+    def record(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
         record = {
             "folder": str(self.folder),
             "captions_from": self.captions_from,
@@ -112,15 +107,24 @@ class Report:
             "rejected": len(self.rejects),
             "counts": self.counts,
             "doubled_captions": self.doubled_captions,
-            "notes": self.notes,
+            "notes": list(self.notes),
             "rejects": [reject._asdict() for reject in self.rejects],
         }
         if self.filtered:
             counts = {"filtered": len(self.filtered), "filtered_counts": _by_reason(self.filtered)}
             record |= counts | {"filtered_files": [reject._asdict() for reject in self.filtered]}
+        return record
+
+    def save(self, path: Path) -> None:
+        """Writes the full list as JSON, beside `path` first, so that a reader never sees half of it.
+
+        Raises ValueError where `path` is a folder.
+        """
+        if path.is_dir():
+            raise ValueError(f"report {path} is a folder, expected a file to write")
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
-        content = json.dumps(record, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        content = json.dumps(self.record(), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
         beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # each device may write the same report
         try:
             beside.write_bytes(content)
