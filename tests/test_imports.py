@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("kernels", "data", "vqvae", "transformer")
 LIBRARY = (
     *ROOMS,
+    "grids",
     "model_files",
     "muon",
     "guard",
@@ -27,7 +28,6 @@ LIBRARY = (
     "clip_scores",
 )
 HELPERS = (
-    "grids",
     "sample_files",
     "sample_options",
     "device_processes",
@@ -49,7 +49,7 @@ HELPERS = (
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
-    "data": (),
+    "data": ("grids",),  # the contact sheet of data/inspect.py
     "model_files": (),
     "muon": (),
     "guard": ("muon",),
@@ -78,7 +78,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "settings_changes": (),
     "sharding": (),
     "averaging": ("sharding",),
-    "evaluation": (*LIBRARY, "grids", "cli", "metrics"),
+    "evaluation": (*LIBRARY, "cli", "metrics"),
     **dict.fromkeys((*SCRIPTS, "benchmarks"), LIBRARY + HELPERS),
     "demo": (*LIBRARY, *HELPERS, "train"),
 }
