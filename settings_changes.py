@@ -8,6 +8,7 @@ NOT_OF_THE_WEIGHTS = ("model.prior.checkpoint_activations",)
 UNIMPORTANT = (  # where a run lies, what it shows, and how fast it reads
     "run",
     "ckpt_path",
+    "check",
     "checkpoints",
     "data.loading.workers",
     "data.loading.report",

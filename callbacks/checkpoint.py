@@ -6,10 +6,9 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from callbacks.folder_io import FolderIO
 from callbacks.run_state import after_last_step, any_device
 from callbacks.stop_signals import StopSignals
 from checkpoint_folder import CheckpointFolder
@@ -39,7 +38,7 @@ class RunCheckpoint(Checkpoint):
     def __init__(self, files: CheckpointFolder) -> None:
         self.files, self.policy = files, files.policy
         self.stopped = self.interrupted = self.failed = False
-        self._io = _FolderIO(files)
+        self._io = FolderIO(files)
         self._signals = StopSignals(self._what_ends)
         self._trainer: pl.Trainer | None = None
         self._next = 0.0  # when to save, on the clock
@@ -127,28 +126,3 @@ class RunCheckpoint(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._signals.restore()
-
-
-class _FolderIO(TorchCheckpointIO):
-    """Has a CheckpointFolder write. What keeps it from that is remembered: raised on one device, it would leave the
-    others waiting for that one."""
-
-    def __init__(self, files: CheckpointFolder) -> None:
-        self.files = files
-        self.error: Exception | None = None
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        self.error = None
-        try:
-            _check_finite(checkpoint)
-            self.files.write(checkpoint)
-        except (OSError, FloatingPointError) as error:
-            self.error = error
-
-
-def _check_finite(checkpoint: dict[str, Any]) -> None:
-    """Raises FloatingPointError naming weights that are not finite: such a run has no use for its last state."""
-    trained = checkpoint.get("current_model_state", {})
-    for name, tensor in (*checkpoint["state_dict"].items(), *trained.items()):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise FloatingPointError(f"{name} is not finite")

@@ -55,7 +55,7 @@ class Progress(ProgressBar):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar.close()
         if not self._terminal and math.isfinite(self.seconds):
-            self._print(trainer, pl_module, f", {_clock(time.monotonic() - self._started)} in all")
+            self._print(trainer, pl_module, f", {clock(time.monotonic() - self._started)} in all")
 
     def _metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, str]:
         values = self.get_metrics(trainer, pl_module)
@@ -72,10 +72,11 @@ class Progress(ProgressBar):
         total, done = total_steps(trainer), trainer.global_step - self._first_step
         if not total or not done:
             return ""
-        return f", {_clock((now - self._started) / done * (total - trainer.global_step))} left"
+        return f", {clock((now - self._started) / done * (total - trainer.global_step))} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """3661 -> 1:01:01, 61 -> 1:01"""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

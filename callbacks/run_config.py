@@ -25,7 +25,7 @@ class RunConfig(SaveConfigCallback):
     """Writes RUN/config.yaml when a fit begins, and has checkpoints hold the same."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and not self.config.check:
             folder = Path(self.config.run)
             folder.mkdir(parents=True, exist_ok=True)
             part = folder / ".config.yaml.part"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import train
+from run_cli import CHECKPOINT
 from tests import made_codes
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +62,7 @@ def fit(kind: str, run: Path, *extra: str) -> Path:
 
 
 def checkpoint_of(run: Path) -> dict:
-    return torch.load(run / train.CHECKPOINT, weights_only=True)
+    return torch.load(run / CHECKPOINT, weights_only=True)
 
 
 def files_in(folder: Path) -> set[str]:

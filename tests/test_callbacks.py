@@ -266,4 +266,4 @@ def test_nothing_from_further_devices(in_terminal, clock, capsys):
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36_061, "10:01:01")])
 def test_clocks(seconds, shown):
-    assert progress._clock(seconds) == shown
+    assert progress.clock(seconds) == shown

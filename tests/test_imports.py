@@ -44,6 +44,8 @@ HELPERS = (
     "checkpoint_folder",
     "resume_command",
     "settings_changes",
+    "memory",
+    "run_cli",
     "evaluation",
 )
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
@@ -71,11 +73,13 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "cli": (),
     "config_files": ("vqvae",),
     "locks": (),
-    "callbacks": ("grids", "checkpoint_folder", "guard", "resume_command"),
+    "callbacks": ("grids", "checkpoint_folder", "guard", "resume_command", "memory"),
     "checkpoint_files": ("model_files",),
     "checkpoint_folder": ("checkpoint_files",),
     "resume_command": (),
     "settings_changes": (),
+    "memory": (),
+    "run_cli": (*LIBRARY, *HELPERS),
     "sharding": (),
     "averaging": ("sharding",),
     "evaluation": (*LIBRARY, "cli", "metrics"),
@@ -145,7 +149,7 @@ def _wrong_rooms(imports: list[Import]) -> list[str]:
 
 
 def _lightning_elsewhere(imports: list[Import]) -> list[str]:
-    may = {*SCRIPTS, "demo", "callbacks", "averaging", "sharding", "device_processes"}
+    may = {*SCRIPTS, "demo", "callbacks", "run_cli", "averaging", "sharding", "device_processes"}
     return [
         f"{importer} imports {name}"
         for importer, name, _ in imports

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import train
 from pipeline import TextToImage
+from run_cli import CHECKPOINT
 from sharding import fill, gathered, local, spread_like
 from tests.loss_curve import curve_of
 from tests.runs import BUNDLE_FILES, MARKS, MODEL_FILES, ROOT, RUN_FILES, arguments, checkpoint_of, files_in, fit
@@ -99,14 +100,14 @@ def test_two_devices_do_what_one_would(alone, tokenizer_run, tmp_path, strategy)
 
 
 def test_a_spread_run_goes_on_spread(alone, half, tokenizer_run, tmp_path):
-    checkpoint = f"--ckpt_path={half / train.CHECKPOINT}"
+    checkpoint = f"--ckpt_path={half / CHECKPOINT}"
     run = on_two(tmp_path / "run", tokenizer_run, "fsdp", checkpoint)
     assert_same_curve(run, alone, first=3)
     assert_same_checkpoint(run, alone)
 
 
 def test_a_spread_run_goes_on_on_one_device(alone, half, tokenizer_run, tmp_path):
-    given = (f"--ckpt_path={half / train.CHECKPOINT}", "--data.loading.batch_size=8")
+    given = (f"--ckpt_path={half / CHECKPOINT}", "--data.loading.batch_size=8")
     run = fit("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}", *SETTINGS, *given)
     assert_same_curve(run, alone, first=3)
     assert_same_checkpoint(run, alone)
@@ -120,7 +121,7 @@ def test_a_run_that_moves_between_one_device_and_two(tokenizer_run, tmp_path):
     run, curve = fit("prior", tmp_path / "1", *given, "--trainer.max_steps=1"), {}
     for step, strategy in enumerate(["ddp", None, "fsdp"], start=2):
         curve |= curve_of(run)
-        there = (f"--ckpt_path={run / train.CHECKPOINT}", f"--trainer.max_steps={step}")
+        there = (f"--ckpt_path={run / CHECKPOINT}", f"--trainer.max_steps={step}")
         run = tmp_path / f"{step}"
         if strategy is None:
             fit("prior", run, *given, *there)
@@ -136,7 +137,7 @@ def test_a_run_that_moves_between_one_device_and_two(tokenizer_run, tmp_path):
 
 
 def test_another_batch_over_all_devices_is_refused_within_an_epoch(half, tokenizer_run, tmp_path):
-    given = (f"--ckpt_path={half / train.CHECKPOINT}", "--data.loading.batch_size=4")
+    given = (f"--ckpt_path={half / CHECKPOINT}", "--data.loading.batch_size=4")
     said = refused("prior", tmp_path / "run", f"--tokenizer={tokenizer_run}", *SETTINGS, *given)
     assert "cannot resume in the middle of an epoch: global_batch_size was 8 and is 4" in said
 

@@ -14,8 +14,10 @@ from PIL import Image
 
 import cli
 import train
+from callbacks.run_config import REJECTS
 from config_files import CONFIGS
 from pipeline import TextToImage, fingerprint
+from run_cli import CHECKPOINT
 from tests.runs import (
     BUNDLE_FILES,
     MARKS,
@@ -140,7 +142,7 @@ def test_unusable_pictures_are_listed_in_the_run(tmp_path):
     (pictures / "broken.png").write_bytes(b"no picture")
     folder = (f"--data.folder={pictures}", "--data.drawings=null", "--data.loading.max_rejected=0.5")
     run = fit("tokenizer", tmp_path / "run", *folder, "--data.loading.val_fraction=0.4")
-    assert "broken.png" in (run / train.REJECTS).read_text()
+    assert "broken.png" in (run / REJECTS).read_text()
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["loading"]["report"] is None
 
 
@@ -158,7 +160,7 @@ def test_the_last_values_come_back(tmp_path):
 def test_validate_measures_the_last_checkpoint(tokenizer_run, capsys):
     metrics = train.train("tokenizer", ["validate", *arguments("tokenizer", tokenizer_run)])
     assert {"val/loss", "val/psnr", "val/codes_used"} <= metrics.keys()
-    named = ["validate", f"--config={tokenizer_run / 'config.yaml'}", f"--ckpt_path={tokenizer_run / train.CHECKPOINT}"]
+    named = ["validate", f"--config={tokenizer_run / 'config.yaml'}", f"--ckpt_path={tokenizer_run / CHECKPOINT}"]
     assert train.train("tokenizer", named) == metrics
     assert files_in(tokenizer_run) == RUN_FILES | MODEL_FILES, "it writes nothing"
 

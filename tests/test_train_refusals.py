@@ -9,6 +9,7 @@ import torch
 import cli
 import train
 from pipeline import fingerprint
+from run_cli import CHECKPOINT
 from tests.runs import MARKS, arguments, write_codes
 from vqvae.folders import load_image_tokenizer
 
@@ -62,12 +63,12 @@ def test_a_run_is_not_overwritten(fails, tokenizer_run):
 
 
 def test_a_run_is_not_overwritten_from_another_checkpoint(fails, tokenizer_run, tmp_path):
-    other = shutil.copyfile(tokenizer_run / train.CHECKPOINT, tmp_path / "other.ckpt")
-    before = (tokenizer_run / train.CHECKPOINT).read_bytes()
+    other = shutil.copyfile(tokenizer_run / CHECKPOINT, tmp_path / "other.ckpt")
+    before = (tokenizer_run / CHECKPOINT).read_bytes()
     said = fails("tokenizer", "fit", *arguments("tokenizer", tokenizer_run, f"--ckpt_path={other}"))
     assert "holds a run already" in said
     assert "other.ckpt is not its last checkpoint" in said
-    assert (tokenizer_run / train.CHECKPOINT).read_bytes() == before
+    assert (tokenizer_run / CHECKPOINT).read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
@@ -80,7 +81,7 @@ def test_nothing_to_go_on_with(fails, tmp_path, command):
 
 def test_half_a_checkpoint(fails, tokenizer_run, tmp_path):
     run = shutil.copytree(tokenizer_run, tmp_path / "run")
-    path = run / train.CHECKPOINT
+    path = run / CHECKPOINT
     for content in (path.read_bytes()[: path.stat().st_size // 2], b"", b"no checkpoint"):
         path.write_bytes(content)
         said = fails("tokenizer", "fit", *arguments("tokenizer", run, "--ckpt_path=last"))
@@ -90,7 +91,7 @@ def test_half_a_checkpoint(fails, tokenizer_run, tmp_path):
 
 
 def test_weights_alone_are_no_checkpoint_to_go_on_from(fails, tokenizer_run, tmp_path):
-    checkpoint = torch.load(tokenizer_run / train.CHECKPOINT, weights_only=True)
+    checkpoint = torch.load(tokenizer_run / CHECKPOINT, weights_only=True)
     path = tmp_path / "weights.ckpt"
     args = arguments("tokenizer", tmp_path / "run", f"--ckpt_path={path}")
     torch.save({"state_dict": checkpoint["state_dict"]}, path)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import pytest
 
 import cli
-import train
 from model_files import load_config
+from run_cli import CHECKPOINT
 from tests.runs import (
     MARKS,
     MODEL_FILES,
@@ -140,7 +140,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, ctrl_c_at, capsys):
         cli.run(lambda: fit("tokenizer", tmp_path / "run"))
     signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
     assert stop.value.code == 130
-    assert not (tmp_path / "run" / train.CHECKPOINT).exists()
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
@@ -175,7 +175,7 @@ def test_ctrl_c_after_that_stops_at_once(tmp_path, monkeypatch):
         cli.run(lambda: fit("tokenizer", tmp_path / "run"))
     signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
     assert stop.value.code == 130
-    assert not (tmp_path / "run" / train.CHECKPOINT).exists()
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
 def test_a_run_that_is_over_is_exported_again(tokenizer_run, tmp_path, capsys):
@@ -188,8 +188,8 @@ def test_a_run_that_is_over_is_exported_again(tokenizer_run, tmp_path, capsys):
 
 
 def test_a_checkpoint_that_is_at_the_end_already_is_exported_under_another_name(tokenizer_run, tmp_path):
-    run = fit("tokenizer", tmp_path / "new", f"--ckpt_path={tokenizer_run / train.CHECKPOINT}")
-    assert not (run / train.CHECKPOINT).exists(), "no step, nothing to save"
+    run = fit("tokenizer", tmp_path / "new", f"--ckpt_path={tokenizer_run / CHECKPOINT}")
+    assert not (run / CHECKPOINT).exists(), "no step, nothing to save"
     assert (run / "model" / "model.safetensors").read_bytes() == (
         tokenizer_run / "model" / "model.safetensors"
     ).read_bytes()

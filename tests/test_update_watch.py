@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import cli
-import train
+import run_cli
 from callbacks.update_watch import UpdateWatch
 from guard import Guard
 from tests.runs import MARKS, assert_equal, checkpoint_of, fit
@@ -44,7 +44,7 @@ def without_guard(monkeypatch):
 
     monkeypatch.setattr(Guard, "check", check)
     monkeypatch.setattr(Guard, "loss", lambda self, loss, terms: loss)
-    monkeypatch.setattr(train, "UpdateWatch", lambda file, limit: train.Callback())
+    monkeypatch.setattr(run_cli, "UpdateWatch", lambda file, limit: run_cli.Callback())
     monkeypatch.setattr("vqvae.training.Held.put_back", lambda self, found_inf: None)
     monkeypatch.setattr("vqvae.training.TokenizerSystem._leave_out", _only_clip)
 

@@ -1,0 +1,216 @@
+"""LightningCLI with a run folder: what both kinds of training share on their command line, and how a run goes."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from PIL import Image
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+import cli
+from averaging import WeightAveraging
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.dry_run import DryRun
+from callbacks.pictures import PictureWriter
+from callbacks.process_watch import ProcessWatch
+from callbacks.progress import Progress
+from callbacks.run_config import REJECTS, SETTINGS, settings_of
+from callbacks.update_watch import UpdateWatch
+from checkpoint_files import TRAINING_STATE, load_checkpoint
+from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
+from locks import only_writer
+from memory import out_of_memory_said
+from settings_changes import changed_settings
+from sharding import STRATEGY, strategy_of
+
+log = logging.getLogger(__name__)
+
+GRID_PICTURES = 16
+CHECKPOINT = Path("checkpoints") / LAST  # in the run's folder
+DRY_RUN = {  # of the Trainer, with --check
+    "logger": False,
+    "callbacks": None,
+    "enable_progress_bar": False,
+    "enable_checkpointing": False,
+    "num_sanity_val_steps": 0,
+    "min_epochs": None,
+    "min_steps": None,
+}
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI with a run folder: checkpoint, logs, pictures and the exported model lie in --run."""
+
+    kind: str
+    can_spread = False  # the weights over devices
+
+    def __init__(self, *args: Any, to_go_on: str, **kwargs: Any) -> None:
+        """Runs the command line's subcommand at once. `to_go_on` is the command for the case that it is interrupted."""
+        self.to_go_on = to_go_on
+        super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "datamodule", "weights_only"}
+        return {"fit": skipped | {"train_dataloaders", "val_dataloaders"}, "validate": skipped | {"dataloaders"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str, default=f"runs/{self.kind}", help="folder of this run")
+        parser.add_argument(
+            "--checkpoints", type=CheckpointPolicy, default=CheckpointPolicy(), help="when, and how many"
+        )
+        parser.add_argument("--check", action="store_true", help="try two updates and say what a run would take")
+        parser.add_argument("--max_skipped", type=int, default=10, help="updates in a row that may not be finite")
+        parser.add_lightning_class_args(WeightAveraging, "ema")
+        parser.link_arguments("run", "trainer.default_root_dir")
+
+    @property
+    def checks(self) -> bool:
+        """Whether this is no run, but a look at what one would take."""
+        return self.subcommand == "fit" and self.config[self.subcommand].check
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Leaves sys.argv alone: on several devices, Lightning starts the script again with it."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:
+            trainer.precision = cli.default_precision(trainer.accelerator)
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
+            trainer.val_check_interval = batches  # a short run is validated once, at its end
+        if self.checks:
+            for name, value in DRY_RUN.items():
+                trainer[name] = value
+            trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch and 1
+        data = self.config[self.subcommand].data
+        files = data.folder or data.shards
+        writes = self.subcommand == "fit" and not trainer.fast_dev_run and not self.checks
+        if writes and files and data.loading.report is None:
+            data.loading.report = str(self.run_folder / REJECTS)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        config = self.config_init[self.subcommand]
+        callbacks = [*(config.trainer.callbacks or []), *self._callbacks()]
+        if config.trainer.logger is None:
+            kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
+                self.run_folder, "tensorboard", version=""
+            )
+        kwargs["strategy"] = strategy_of(config.trainer.strategy, self.kind, self.can_spread)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    @property
+    def spread(self) -> bool:
+        """Whether the weights are to be spread over the devices."""
+        return self.config[self.subcommand].trainer.strategy == STRATEGY
+
+    def _callbacks(self) -> list[Callback]:
+        """In this order: Lightning puts the weight averaging behind them, and the checkpoint behind that."""
+        policy = self.config_init[self.subcommand].checkpoints
+        self.files = CheckpointFolder((self.run_folder / CHECKPOINT).parent, policy)
+        if self.checks:
+            self.dry_run = DryRun(self.run_folder, policy)
+            return [ProcessWatch(), self.dry_run]
+        self.checkpoint = RunCheckpoint(self.files)
+        picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
+        watch = UpdateWatch(self.run_folder / "spikes.jsonl", self.config[self.subcommand].max_skipped)
+        # Drawn on one device, which would wait for the others' shares of the weights for ever.
+        return [*([] if self.spread else [picture]), watch, ProcessWatch(), Progress(), self.checkpoint]
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.config[self.subcommand].run)
+
+    def fit(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        with only_writer(self.run_folder) if rank_zero_only.rank == 0 else nullcontext():
+            ckpt_path = self._start(ckpt_path)
+            self.prepare()
+            with out_of_memory_said(datamodule.loading.batch_size):
+                self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            if self.checks:
+                self.dry_run.report()
+                return
+            if self.checkpoint.failed:
+                raise OSError(f"the run's end could not be saved: {self.checkpoint.error or 'see the first device'}")
+            if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+                self._end(ckpt_path)
+        if self.checkpoint.interrupted:
+            raise KeyboardInterrupt
+        if self.checkpoint.stopped:
+            raise SystemExit(0)  # whoever takes the machine away is to see no error, and scripts are not to go on
+
+    def _end(self, resumed: str | None) -> None:
+        if self.checkpoint.stopped:
+            print(f"stopped at step {self.trainer.global_step}; to go on: {self.to_go_on}")
+        self._export_checkpoint(resumed)
+        print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
+
+    def _start(self, ckpt_path: str | None) -> str | None:
+        """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""
+        holds_run = bool(self.files.newest_first())
+        if ckpt_path is None:
+            if holds_run:
+                raise ValueError(
+                    f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
+                )
+            return None
+        path, checkpoint = self._existing_checkpoint(ckpt_path, TRAINING_STATE)
+        if ckpt_path != "last" and holds_run and not self._existing_checkpoint("last")[0].samefile(path):
+            raise ValueError(
+                f"{self.run_folder} holds a run already, and {path} is not its last checkpoint: name another --run"
+            )
+        now = yaml.safe_load(settings_of(self._parser(self.subcommand), self.config[self.subcommand]))
+        for change in changed_settings(checkpoint.get(SETTINGS, now), now):  # the first checkpoints had none
+            log.warning("other than before: %s", change)
+        log.info("going on from %s, step %s", path, checkpoint["global_step"])
+        return str(path)
+
+    def _existing_checkpoint(self, ckpt_path: str, keys: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+        load = partial(load_checkpoint, model=self.model, keys=keys)
+        return self.files.newest_good(load) if ckpt_path == "last" else (Path(ckpt_path), load(ckpt_path))
+
+    def _export_checkpoint(self, resumed: str | None) -> None:
+        """Exports the averaged weights in the checkpoint; in the resumed one where that fit was over already."""
+        own = self.files.last
+        checkpoint = load_checkpoint(own if own.is_file() or resumed is None else resumed, self.model)
+        self.load_whole(checkpoint["state_dict"])
+        self.export(self.run_folder / cli.MODEL_FOLDER)
+
+    def load_whole(self, weights: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(weights)
+
+    def validate(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, verbose: bool
+    ) -> None:
+        path, _ = self._existing_checkpoint(ckpt_path or "last")
+        self.prepare()
+        self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)
+
+    def prepare(self) -> None:
+        """What is left to do before the Trainer takes over."""
+
+    def export(self, folder: Path) -> None:
+        """Writes the model folder."""
+        raise NotImplementedError
+
+    picture_name: str
+
+    def draw(self, system: pl.LightningModule) -> Image.Image:
+        """The picture that shows how far the training is."""
+        raise NotImplementedError
+
+    @cached_property
+    def held_out_batch(self) -> dict[str, Any]:
+        """The first validation samples, on the CPU."""
+        batch = next(iter(self.datamodule.val_dataloader()))
+        return {name: value[:GRID_PICTURES] for name, value in batch.items()}

@@ -1,0 +1,100 @@
+"""--check: what a run would take, found out without leaving anything; and what is said where memory runs out."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+import cli
+import memory
+from checkpoint_folder import CheckpointFolder
+from memory import in_words, memory_of, out_of_memory_said
+from tests.runs import MARKS, fit
+from transformer.training import PriorSystem
+from vqvae.training import TokenizerSystem
+
+pytestmark = MARKS
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "prior"])
+def test_it_says_what_a_run_would_take_and_leaves_nothing(kind, tmp_path, extra, monkeypatch, capsys):
+    done, written = [], []
+    for name in ("training_step", "validation_step"):
+        for system in (TokenizerSystem, PriorSystem):
+            original = getattr(system, name)
+            monkeypatch.setattr(
+                system, name, lambda *args, name=name, original=original: (done.append(name), original(*args))[1]
+            )
+    write = CheckpointFolder.write
+    monkeypatch.setattr(
+        CheckpointFolder, "write", lambda self, state: (write(self, state), written.append(self.last.stat().st_size))
+    )
+    fit(kind, tmp_path / "runs" / "new", *extra[kind], "--trainer.max_steps=50", "--check")
+    assert done == ["training_step", "training_step", "validation_step"]
+    update, used, checkpoint = capsys.readouterr().out.splitlines()
+    assert "; the 50 of this run 0:" in update
+    assert used.startswith("memory: ") and used.endswith(" are there")
+    assert checkpoint.startswith(f"a checkpoint: {in_words(written[0])}; ")
+    assert checkpoint.endswith(" are free, and 3 have to fit")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_there_stays_as_it_is(tokenizer_run, tmp_path, capsys):
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit("tokenizer", run, "--check")
+    fit("tokenizer", run, "--check", "--trainer.max_steps=50", "--ckpt_path=last")
+    assert "; the 46 of this run" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_that_would_not_fit_are_told(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1000))
+    with pytest.raises(ValueError, match=r"6 checkpoints of .* MiB do not fit on the disk of .*run, where 0.0 MiB are"):
+        fit("tokenizer", tmp_path / "run", "--check", "--checkpoints.keep_last=5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    def full(self, checkpoint: dict) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointFolder, "write", full)
+    with pytest.raises(OSError, match=r"a checkpoint could not be written: .*No space left"):
+        fit("tokenizer", tmp_path / "run", "--check")
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_memory_that_runs_out_is_one_line_with_the_batch_size(check, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(TokenizerSystem, "training_step", lambda *_: torch.empty(2**62, dtype=torch.uint8))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "run", *check))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory with data.loading.batch_size 8 on each device: halve it and double")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_memory_runs_out_in_several_ways(error):
+    with pytest.raises(ValueError, match="batch_size 8"), out_of_memory_said(8):
+        raise error
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match=r"^shapes$"), out_of_memory_said(8):
+        raise RuntimeError("shapes")
+
+
+def test_memory_of_a_container(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTAINER_LIMIT", limit)
+    whole = memory_of(torch.device("cpu"))
+    assert 2**20 < whole.peak < whole.there
+    limit.write_text("max\n")
+    assert memory_of(torch.device("cpu")).there == whole.there
+    limit.write_text("4096\n")
+    assert memory_of(torch.device("cpu")).there == 4096
+    assert (in_words(3 * 2**29), in_words(2**19)) == ("1.50 GiB", "0.5 MiB")
