@@ -217,7 +217,7 @@ class TokenizerData(CaptionedData):
             self.loading,
             need_captions=False,
             shards=self.shards,
-            may_stream=True,
+            training=True,
             filters=self.filters,
         )
 

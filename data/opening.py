@@ -19,13 +19,14 @@ def open_pictures(
     *,
     need_captions: bool,
     shards: ShardsConfig | str | None = None,
-    may_stream: bool = False,
+    training: bool = False,
     filters: Filters = Filters(),  # noqa: B008 (frozen)
 ) -> Source:
     """The drawings or shards where they are given, else the folder; without what the filters leave out.
 
-    Of streamed shards, which only training may use, it is what is validated on. Raises ValueError for a folder or
-    shards that cannot be used, and for filters of drawings or of what only streams.
+    Only training can use streamed shards, and what this gives of them is what is validated on; and it alone puts up
+    with pictures of shards that turn out broken when they are read, so that else all of them are decoded first. Raises
+    ValueError for a folder or shards that cannot be used, and for filters of drawings or of what only streams.
     """
     if drawings is not None:
         if filters.any:
@@ -36,10 +37,10 @@ def open_pictures(
         return _filtered(FolderSource(folder, **settings), filters, loading)
     config = shards_config(shards)
     if not config.streamed:
-        return _filtered(ShardsSource(config, **settings), filters, loading)
+        return _filtered(ShardsSource(config, decode=not training, **settings), filters, loading)
     if filters.any:
         raise ValueError(f"filters are given for {config.all_sets[0].path}, which streams: expected shards on disk")
-    if not may_stream:
+    if not training:
         raise ValueError(
             f"{config.all_sets[0].path} can only be streamed, which is for training: expected shards on disk"
         )
@@ -69,7 +70,7 @@ def open_captioned(
     """
     if codes is None:
         return open_pictures(
-            folder, drawings, loading, need_captions=True, shards=shards, may_stream=True, filters=filters
+            folder, drawings, loading, need_captions=True, shards=shards, training=True, filters=filters
         )
     if filters.any:
         raise ValueError(f"filters are given for the codes {codes}: pictures are filtered when they are encoded")

@@ -20,7 +20,7 @@ class Source(Protocol):
         """The picture, mode RGB, any size.
 
         Where no more than `least` pixels a side are needed, it may come reduced to no less (pictures.decode_picture).
-        Raises `data.rejects.Rejected` where only now it turns out to be broken.
+        Raises `data.rejects.Rejected` where only now it turns out to be broken, as in shards that were not decoded.
         """
         ...
 

@@ -25,7 +25,7 @@ import re
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -66,6 +66,12 @@ class Sample(NamedTuple):
     form: Form
 
 
+class Opened(Protocol):
+    """An open file, as far as reading at a place needs it."""
+
+    def fileno(self) -> int: ...
+
+
 class _Part(NamedTuple):
     """A member and what was read of it: the digest of a picture or what is wrong with it, the bytes of a text.
 
@@ -101,7 +107,7 @@ def read_samples(file: BinaryIO, shard: str) -> tuple[list[Sample], list[Reject]
     return samples, rejects
 
 
-def read_bytes(file: BinaryIO, offset: int, size: int) -> bytes:
+def read_bytes(file: Opened, offset: int, size: int) -> bytes:
     """Bytes of a shard, whatever else reads it at the same time. Raises DamagedShard where the file ends before."""
     content = os.pread(file.fileno(), size, offset)
     if len(content) < size:

@@ -10,7 +10,8 @@ The index is a safetensors file. Of N samples in the order of the shard it holds
     captions (N, 2)    uint64: the same of what holds the caption
     forms    (N,)      uint8: `grouping.Form` of the caption
 
-and in its header the shard's size and time of change, a digest of all samples and what was rejected. It is
+and in its header the shard's size and time of change, a digest of all samples, what was rejected and, once somebody has
+asked for it, the rows whose pictures are broken. It is
 made anew where the shard has another size or time.
 """
 
@@ -29,8 +30,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from data.pictures import PictureError, decode_picture
 from data.rejects import Reason, Reject
-from data.shards.grouping import Sample, read_samples
+from data.shards.grouping import Sample, read_bytes, read_samples
 from data.shards.tar import DamagedShard
 from data.split import SPLITS, UNSAID, key_hash
 from data.waiting import with_progress
@@ -65,6 +67,7 @@ class ShardIndex(NamedTuple):
     forms: np.ndarray
     digest: str
     rejects: tuple[Reject, ...]
+    broken: tuple[tuple[int, str], ...] | None = None  # rows that cannot be decoded, and why; None: not known
 
     def training_rows(self) -> np.ndarray:
         """(R,) int64, the rows whose split is train or not said."""
@@ -77,13 +80,13 @@ class ShardIndex(NamedTuple):
 _ARRAYS = ("strings", "bounds", "hashes", "splits", "pictures", "captions", "forms")
 
 
-def open_indexes(shards: Sequence[Path], folder: Path | None) -> list[ShardIndex]:
+def open_indexes(shards: Sequence[Path], folder: Path | None, *, decode: bool) -> list[ShardIndex]:
     """The index of each shard, read or made; those made are kept in `folder`, or beside the shards where it is None.
 
-    Raises ValueError naming the shards that are damaged, all of them.
+    `decode` has every picture decoded, so that `broken` is known. Raises ValueError naming all shards that are damaged.
     """
     with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter's lock
-        found = pool.map(lambda shard: _index_or_damage(shard, folder), shards)
+        found = pool.map(lambda shard: _index_or_damage(shard, folder, decode), shards)
         indexes = list(with_progress(found, len(shards), shards[0].parent, done="indexed", things="shards"))
     damaged = [
         f"{shard} ({index})" for shard, index in zip(shards, indexes, strict=True) if isinstance(index, DamagedShard)
@@ -106,13 +109,15 @@ def index_file(shard: Path, folder: Path | None) -> Path:
     return folder / f"{shard.name}.{place}{SUFFIX}"
 
 
-def _index_or_damage(shard: Path, folder: Path | None) -> ShardIndex | DamagedShard:
+def _index_or_damage(shard: Path, folder: Path | None, decode: bool) -> ShardIndex | DamagedShard:
     path = index_file(shard, folder)
     kept = _load(path, Stamp.of(shard.stat()))
-    if kept is not None:
+    if kept is not None and (kept.broken is not None or not decode):
         return kept
     try:
-        index = make_index(shard)
+        index = kept or make_index(shard)
+        if decode:
+            index = index._replace(broken=_find_broken(shard, index))
     except DamagedShard as error:
         return error
     _keep(index, path)
@@ -123,6 +128,17 @@ def make_index(shard: Path) -> ShardIndex:
     """Read all of a shard. Raises DamagedShard where it is no whole tar, or changes meanwhile."""
     with shard.open("rb") as file:
         return index_of(file, shard.name)
+
+
+def _find_broken(shard: Path, index: ShardIndex) -> tuple[tuple[int, str], ...]:
+    broken = []
+    with shard.open("rb") as file:
+        for row, (offset, size) in enumerate(index.pictures.tolist()):
+            try:
+                decode_picture(read_bytes(file, offset, size), least=1)  # reads all of it, and keeps little
+            except PictureError as error:
+                broken.append((row, str(error)))
+    return tuple(broken)
 
 
 def index_of(file: BinaryIO, name: str) -> ShardIndex:
@@ -163,6 +179,7 @@ def _keep(index: ShardIndex, path: Path) -> None:
         "stamp": index.stamp,
         "digest": index.digest,
         "rejects": index.rejects,
+        "broken": index.broken,
         "sum": _sum(arrays),
     }
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # each device may make the same index
@@ -185,7 +202,14 @@ def _load(path: Path, stamp: Stamp) -> ShardIndex | None:
         if header["version"] != VERSION or Stamp(*header["stamp"]) != stamp or header["sum"] != _sum(arrays):
             return None
         rejects = tuple(Reject(name, Reason(reason), detail) for name, reason, detail in header["rejects"])
-        return ShardIndex(stamp=stamp, digest=header["digest"], rejects=rejects, **arrays)
+        broken = header["broken"]
+        return ShardIndex(
+            stamp=stamp,
+            digest=header["digest"],
+            rejects=rejects,
+            broken=None if broken is None else tuple((row, detail) for row, detail in broken),
+            **arrays,
+        )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -6,17 +6,17 @@ changes nothing, and a run goes on exactly where it stopped. What a sample is, g
 
 Each shard is read once when it is first seen: its headers, texts, and the bytes of the pictures, which only tells that
 they are pictures and which. A picture that turns out broken when it is decoded is `Rejected` then (data/samples.py says
-what comes in its place). A shard that is damaged as a whole, cut off for example, is refused by its name before
-anything is trained: how much it lacks cannot be counted.
+what comes in its place), unless all were asked to be decoded beforehand. A shard that is damaged as a whole, cut off
+for example, is refused by its name before anything is trained: how much it lacks cannot be counted.
 """
 
 import json
 import logging
 import os
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class ShardsSource:
     Args:
         shards: which, or one path.
         need_captions: rejects samples without a caption.
+        decode: has every picture decoded once, now or at an earlier start, and rejects the broken ones, so that none is
+            found when it is read. Without it a set of millions is ready sooner.
         max_rejected: the largest fraction of rejected samples that is put up with, in [0, 1].
         report: a JSON file that is given the full list of rejects, also where the source then refuses the shards.
 
@@ -55,18 +57,20 @@ class ShardsSource:
         shards: ShardsConfig | str,
         *,
         need_captions: bool,
+        decode: bool = False,
         max_rejected: float = 0.05,
         report: str | Path | None = None,
     ) -> None:
         self.config = shards_config(shards)
-        self.need_captions = need_captions
+        self.need_captions, self.decode = need_captions, decode
         self._paths: list[Path] = []
         self._indexes: list[ShardIndex] = []
         self._set_of_shard: list[int] = []
         for number, each in enumerate(self.config.all_sets):
             paths = local_shards(each.path)
             self._paths += paths
-            self._indexes += open_indexes(paths, Path(self.config.index) if self.config.index else None)
+            folder = Path(self.config.index) if self.config.index else None
+            self._indexes += open_indexes(paths, folder, decode=decode)
             self._set_of_shard += [number] * len(paths)
         self._firsts = np.cumsum([0, *(len(index.forms) for index in self._indexes)])  # (shards + 1,) rows before each
         self._rows, rejects = self._usable()  # (N,) int64, over all shards
@@ -109,7 +113,9 @@ class ShardsSource:
 
     def identity(self) -> Iterator[str]:
         """The sets' names and weights, and of each shard a digest of all its samples; the shards may lie anywhere."""
-        yield json.dumps([self.need_captions, *([each.name, each.weight] for each in self.config.all_sets)])
+        yield json.dumps(
+            [self.need_captions, self.decode, *([each.name, each.weight] for each in self.config.all_sets)]
+        )
         for number, index in zip(self._set_of_shard, self._indexes, strict=True):
             yield f"{number} {index.digest}"
 
@@ -143,6 +149,10 @@ class ShardsSource:
             captioned = np.isin(forms, CAPTIONED)
             rejects += [self._without_caption(row, forms[row]) for row in np.flatnonzero(~captioned).tolist()]
             rows = rows[captioned]
+        if self.decode:
+            broken = {int(first) + row: said for first, index in self._with_firsts() for row, said in index.broken}
+            rejects += [Reject(self._where(row), Reason.BROKEN, said) for row, said in broken.items()]
+            rows = rows[~np.isin(rows, list(broken))]
         hashes = np.concatenate(
             [self._hashes(shard) for shard in range(len(self._indexes))] or [np.array([], np.uint64)]
         )[rows]
@@ -151,6 +161,9 @@ class ShardsSource:
         before = first[np.searchsorted(distinct, hashes[again])]
         rejects += [self._doubled(*pair) for pair in zip(rows[again].tolist(), rows[before].tolist(), strict=True)]
         return rows[np.sort(first)], rejects
+
+    def _with_firsts(self) -> Iterator[tuple[int, ShardIndex]]:
+        return zip(self._firsts[:-1].tolist(), self._indexes, strict=True)
 
     def _hashes(self, shard: int) -> np.ndarray:
         index = self._indexes[shard]
@@ -194,34 +207,51 @@ class ShardsSource:
         )
 
 
+class _OpenShard:
+    """A shard that is closed when its last reader lets go of it, which another thread may be."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+
 class _OpenShards:
-    """Bytes of shards, of which the last few used stay open; each is seen to be the one that was indexed."""
+    """Bytes of shards, of which the last few used stay open; each is seen to be the one that was indexed.
+
+    Several threads may read.
+    """
 
     def __init__(self, paths: list[Path], stamps: list[Stamp]) -> None:
         self._paths, self._stamps = paths, stamps
-        self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": OrderedDict()}  # another process opens its own
+    def __reduce__(self) -> tuple:
+        return _OpenShards, (self._paths, self._stamps)  # another process opens its own
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Raises ValueError naming the shard where it has changed, gone or cannot be read."""
         try:
-            return read_bytes(self._file(shard), int(offset), int(size))
+            return read_bytes(self._opened(shard), int(offset), int(size))
         except DamagedShard as error:
             raise ValueError(f"{self._paths[shard]}: {error}") from error
         except OSError as error:
             raise ValueError(f"{self._paths[shard]} cannot be read: {error.strerror}") from error
 
-    def _file(self, shard: int) -> BinaryIO:
-        if shard in self._open:
+    def _opened(self, shard: int) -> _OpenShard:
+        with self._lock:
+            if shard not in self._open:
+                file = _OpenShard(self._paths[shard])
+                if Stamp.of(os.fstat(file.fileno())) != self._stamps[shard]:
+                    raise DamagedShard("has changed since this run began: start it anew")
+                self._open[shard] = file
             self._open.move_to_end(shard)
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
             return self._open[shard]
-        file = self._paths[shard].open("rb")
-        if Stamp.of(os.fstat(file.fileno())) != self._stamps[shard]:
-            file.close()
-            raise DamagedShard("has changed since this run began: start it anew")
-        self._open[shard] = file
-        if len(self._open) > OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return file

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,20 @@ def test_a_picture_broken_behind_its_header_is_rejected_when_it_is_read(tmp_path
     assert source.captions(0) == ("t",)
 
 
+def test_all_pictures_decoded_beforehand(tmp_path, monkeypatch):
+    broken = picture(1, "JPEG", (64, 64))[:-20]
+    members = [("x.jpg", broken), ("x.txt", b"t"), *sample(1), ("y.jpg", broken), ("y.txt", b"t")]
+    before = fingerprint(one(tmp_path, members))
+    source = one(tmp_path, members, decode=True)
+    assert rejects(source) == [("a.tar: x", Reason.BROKEN), ("a.tar: y", Reason.BROKEN)]
+    assert [row[1] for row in contents(source)] == [1, 99]
+    assert fingerprint(source) != before
+    path = str(tmp_path / "a.tar")
+    assert fingerprint(open_shards(path)) == before and len(open_shards(path)) == 4, "training sees what it saw"
+    monkeypatch.setattr("data.shards.index.decode_picture", None)
+    assert contents(open_shards(path, decode=True)) == contents(source), "once is enough"
+
+
 def test_an_index_is_kept_and_used(tmp_path, monkeypatch):
     shards_of(tmp_path, range(20))
     first = open_shards(tmp_path)
@@ -286,6 +301,15 @@ def test_only_a_few_shards_stay_open(tmp_path, monkeypatch):
         *reversed(range(30)),
     ]
     assert len(source._files._open) == 3
+
+
+def test_many_threads_read_at_once(tmp_path, monkeypatch):
+    """With far fewer open shards than threads: none is closed under a reader."""
+    monkeypatch.setattr("data.shards.source.OPEN_FILES", 2)
+    source = open_shards(shards_of(tmp_path, range(120), size=3))
+    wanted = [n * 37 % 120 for n in range(1200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda n: number_of(source.image(n)), wanted)) == wanted
 
 
 def test_another_process_opens_its_own(tmp_path):
