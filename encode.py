@@ -2,6 +2,7 @@
 
     python encode.py --tokenizer runs/my-tokenizer --folder pictures --out codes/pictures
     python encode.py --tokenizer runs/my-tokenizer --folder pictures --crops 8 --device cuda --devices 4 --out codes/8
+    python encode.py --tokenizer runs/my-tokenizer --shards 'laion/{00000..00999}.tar' --out codes/laion
     python encode.py --tokenizer runs/my-tokenizer --drawings.count 20000 --drawings.size 64 --out codes/drawings
     python encode.py --verify codes/pictures
     python train.py prior fit --config small --data.codes codes/pictures --tokenizer runs/my-tokenizer --run runs/prior
@@ -34,6 +35,7 @@ from data.codes import verify
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
 from data.settings import Loading
 from data.shapes import ShapesConfig
+from data.shards.config import ShardsConfig, shards_config
 from encoding import EncodeConfig, Encoding, begin, encode_shards
 from locks import only_writer
 from pipeline import ImageTokenizer, usable_device
@@ -50,6 +52,7 @@ def parse(args: list[str]) -> Namespace:
     usual = EncodeConfig(workers=2)
     parser.add_argument("--tokenizer", type=str, required=True, help="run or model folder of the image tokenizer")
     parser.add_argument("--folder", type=str | None, help="one's own captioned pictures")
+    parser.add_argument("--shards", type=str | ShardsConfig | None, help="tar shards: a path, or --shards.sets '[...]'")
     parser.add_argument("--drawings", type=ShapesConfig | None, help="the built-in ones: --drawings.count 20000, ...")
     parser.add_argument("--out", type=str, required=True, help="folder for the codes")
     parser.add_argument("--crops", type=int, default=usual.crops, help="of each picture; the first is its middle")
@@ -80,7 +83,7 @@ def encode(args: list[str]) -> None:
         verify_folder(args)
         return
     options = parse(args)
-    check_one_given(folder=options.folder, drawings=options.drawings)
+    check_one_given(folder=options.folder, drawings=options.drawings, shards=options.shards)
     config = EncodeConfig(**{field.name: getattr(options, field.name) for field in fields(EncodeConfig)})
     device = usable_device(options.device)
     cli.check_devices(device, options.devices)
@@ -102,9 +105,9 @@ def verify_folder(args: list[str]) -> None:
 
 def _encode(options: Namespace, config: EncodeConfig, image_tokenizer: ImageTokenizer, device: torch.device) -> None:
     check_drawn_large_enough(options.drawings, image_tokenizer.config.image_size)
-    report = options.report or (f"{Path(options.out)}-rejects.json" if options.folder else None)
+    report = options.report or (f"{Path(options.out)}-rejects.json" if options.drawings is None else None)
     loading = Loading(max_rejected=options.max_rejected, report=report)
-    source = open_pictures(options.folder, options.drawings, loading, need_captions=True)
+    source = open_pictures(options.folder, options.drawings, loading, need_captions=True, shards=options.shards)
     start = time.perf_counter()
     encoding = begin(source, image_tokenizer, options.out, config, _described(options))
     if encoding.pictures < len(source):
@@ -123,6 +126,8 @@ def _encode(options: Namespace, config: EncodeConfig, image_tokenizer: ImageToke
 def _described(options: Namespace) -> str:
     if options.folder is not None:
         return f"folder {Path(options.folder).resolve().name}"
+    if options.shards is not None:
+        return f"shards {', '.join(Path(each.path).name for each in shards_config(options.shards).all_sets)}"
     return f"drawings {asdict(options.drawings)}"
 
 

@@ -1,6 +1,7 @@
 """Pictures to a folder of codes: the codes of the pictures' crops, the same bytes however often it is interrupted."""
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -29,11 +30,13 @@ from data.folder import FolderSource
 from data.order import generator_of
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig, ShapesSource
+from data.shards.packing import pack
 from data.split import split_by_key
 from data.transforms import evaluation_crop, prior_augmentation
 from encoding import EncodeConfig, encode_source
 from locks import only_writer
 from pipeline import fingerprint
+from tests.data.shards.tars import write_tar
 from vqvae.config import DiscreteVAEConfig
 from vqvae.model import DiscreteVAE
 
@@ -346,6 +349,24 @@ def expected_codes_of(pictures: Path) -> torch.Tensor:
     return expected_codes(FolderSource(pictures, need_captions=True))
 
 
+def test_shards_become_the_codes_of_their_folder(tmp_path, model, monkeypatch, capsys):
+    """Of a shard in which one picture is broken behind its header: encoding has all of them decoded beforehand."""
+    source = FolderSource(folder_of(tmp_path / "pictures"), need_captions=True)
+    pack(source, tmp_path / "shards", size=4)
+    noise = Image.effect_noise((64, 64), 90)
+    noise.save(tmp_path / "whole.jpg")
+    broken = (tmp_path / "whole.jpg").read_bytes()[:-500]
+    write_tar(tmp_path / "shards" / "00002.tar", [("broken.jpg", broken), ("broken.txt", b"noise")])
+    run_script(monkeypatch, "--tokenizer", model, "--shards", tmp_path / "shards", "--out", tmp_path / "codes",
+               "--max_rejected", "0.2")  # fmt: skip
+    codes = CodesSource(tmp_path / "codes")
+    expected = {row[0]: (row, made) for row, made in zip(rows_of(source), expected_codes(source), strict=True)}
+    assert len(codes) == 6
+    for row, found in zip(rows_of(codes), codes_in(codes), strict=True):
+        assert row == expected[row[0]][0] and torch.equal(found, expected[row[0]][1])
+    assert json.loads((tmp_path / "codes-rejects.json").read_text())["counts"] == {"broken picture": 1}
+
+
 def test_drawings_by_their_settings(tmp_path, model, monkeypatch):
     settings = ["--drawings.count", 5, "--drawings.size", 20, "--drawings.seed", 3, "--drawings.max_objects", 1]
     run_script(monkeypatch, "--tokenizer", model / "model", "--out", tmp_path / "codes", "--workers", 0, *settings)
@@ -376,7 +397,7 @@ def test_rejects_are_reported(tmp_path, model, monkeypatch):
     [
         (["--out", "{new}"], "required.* tokenizer"),
         (["--tokenizer", "{model}", "--folder", "x"], "required.* out"),
-        (["--tokenizer", "{model}", "--out", "{new}"], "exactly one of folder, drawings; got none"),
+        (["--tokenizer", "{model}", "--out", "{new}"], "exactly one of folder, drawings, shards; got none"),
         (
             ["--tokenizer", "{model}", "--out", "{new}", "--folder", "x", "--drawings.count", "3"],
             "got folder and drawings",

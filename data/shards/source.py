@@ -29,7 +29,7 @@ from data.shards.grouping import CAPTIONED, Form, decoded, read_bytes, texts_of
 from data.shards.index import ShardIndex, Stamp, open_indexes
 from data.shards.paths import local_shards
 from data.shards.tar import DamagedShard
-from data.split import SPLITS, UNSAID, key_hash
+from data.split import SPLITS, UNSAID, SplitTable, key_hash
 
 log = logging.getLogger(__name__)
 OPEN_FILES = 64  # shards kept open by each process that reads
@@ -111,6 +111,12 @@ class ShardsSource:
         place = int(self._indexes[shard].splits[row])
         return None if place == UNSAID else SPLITS[place]
 
+    def split_table(self) -> SplitTable:
+        """As `data.split.Tabled` has it."""
+        hashes = np.concatenate([self._hashes(shard) for shard in range(len(self._indexes))])
+        splits = np.concatenate([index.splits for index in self._indexes])
+        return SplitTable(hashes[self._rows], splits[self._rows])
+
     def identity(self) -> Iterator[str]:
         """The sets' names and weights, and of each shard a digest of all its samples; the shards may lie anywhere."""
         yield json.dumps(
@@ -153,9 +159,7 @@ class ShardsSource:
             broken = {int(first) + row: said for first, index in self._with_firsts() for row, said in index.broken}
             rejects += [Reject(self._where(row), Reason.BROKEN, said) for row, said in broken.items()]
             rows = rows[~np.isin(rows, list(broken))]
-        hashes = np.concatenate(
-            [self._hashes(shard) for shard in range(len(self._indexes))] or [np.array([], np.uint64)]
-        )[rows]
+        hashes = np.concatenate([self._hashes(shard) for shard in range(len(self._indexes))])[rows]
         distinct, first = np.unique(hashes, return_index=True)
         again = np.setdiff1d(np.arange(len(rows)), first)
         before = first[np.searchsorted(distinct, hashes[again])]

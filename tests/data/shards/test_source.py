@@ -17,7 +17,7 @@ from data.shards.grouping import key_and_suffix
 from data.shards.index import Stamp, index_file, make_index
 from data.shards.source import ShardsSource
 from data.source import Source
-from data.split import fingerprint
+from data.split import _table, fingerprint
 from tests.data.shards.tars import Member, number_of, picture, sample, shards_of, write_tar
 
 
@@ -333,6 +333,17 @@ def test_the_fingerprint_is_that_of_the_samples(tmp_path):
         digest("h", *sample(1), ("000000002.png", picture(3)), *sample(2)[1:]),
     ]
     assert len({first, *others}) == 7
+
+
+def test_the_split_table_is_what_the_keys_give(tmp_path):
+    for name in ("a", "b"):
+        members = [m for n in range(60) for m in sample(n, **({"split": "test"} if n % 7 == 0 else {}))]
+        write_tar(tmp_path / name / "0.tar", [*members, ("bare.png", picture(1))])
+    sets = [ShardSet(path=str(tmp_path / "a")), ShardSet(path=str(tmp_path / "b"), name="b")]
+    source = open_shards(ShardsConfig(sets=sets))
+    table, expected = source.split_table(), _table(source)
+    assert len(source) == 120 and table.hashes.tolist() == expected.hashes.tolist()
+    assert table.splits.tolist() == expected.splits.tolist()
 
 
 def test_several_sets(tmp_path):
