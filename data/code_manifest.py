@@ -172,7 +172,11 @@ def _recipe(content: dict[str, Any]) -> Recipe:
 
 def _typed(entry: dict[str, Any]) -> dict[str, Any]:
     """A shard's entry; its name is one that we give, so that it leads nowhere else."""
-    if entry["name"] != Path(entry["name"]).name or type(entry["pictures"]) is not int:
+    if (
+        entry["name"] != Path(entry["name"]).name
+        or type(entry["pictures"]) is not int
+        or type(entry["bytes"]) is not int
+    ):
         raise ValueError(f"{entry} names no shard")
     return entry
 
@@ -182,7 +186,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of lists in lists
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")

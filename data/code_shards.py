@@ -117,7 +117,7 @@ class CodeShard:
                 said = json.loads(file.metadata()[_HEADER])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             self.header = Header(**said | {"bare": tuple(said["bare"])})
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged or no shard of codes: {error}") from error
         self._arrays = _checked(tensors, path)
         self.codes = self._arrays["codes"]
@@ -142,12 +142,16 @@ class CodeShard:
 
     def split(self, row: int) -> str | None:
         place = self.splits[row]
+        if place != UNSAID and place >= len(SPLITS):
+            raise ValueError(f"{self.path} is damaged: the split of picture {row} is {place}, of {len(SPLITS)}")
         return None if place == UNSAID else SPLITS[place]
 
     def _string(self, number: int) -> str:
         try:
-            encoded = bytes(self._strings[self._bounds[number] : self._bounds[number + 1]])
-            return encoded.decode("utf-8", "surrogatepass")
+            start, end = self._bounds[number], self._bounds[number + 1]
+            if not start <= end <= len(self._strings):
+                raise IndexError(f"it runs from {start} to {end} of {len(self._strings)} bytes")
+            return bytes(self._strings[start:end]).decode("utf-8", "surrogatepass")
         except (UnicodeDecodeError, IndexError) as error:
             raise ValueError(f"{self.path} is damaged at string {number}: {error}") from error
 

@@ -1,12 +1,20 @@
 """How many hostile inputs there are; docs/reliability.md says the number."""
 
 from tests.hostile.captions import FOLDERS
+from tests.hostile.code_folders import CODES
 from tests.hostile.models import MODELS
 from tests.hostile.pickles import PICKLES
 from tests.hostile.pictures import PICTURES
 from tests.hostile.tars import SHARDS
 
-CORPORA = {"pictures": PICTURES, "captions": FOLDERS, "models": MODELS, "pickles": PICKLES, "shards": SHARDS}
+CORPORA = {
+    "pictures": PICTURES,
+    "captions": FOLDERS,
+    "models": MODELS,
+    "pickles": PICKLES,
+    "shards": SHARDS,
+    "codes": CODES,
+}
 LEAST = 300
 
 
@@ -15,4 +23,4 @@ def test_so_many_different_ones():
     pictures = {hostile.data for hostile in PICTURES.values()}
     captions = {(*folder.files.items(), *folder.links.items()) for folder in FOLDERS.values()}
     shards = {shard.content for shard in SHARDS.values()}
-    assert len(pictures) + len(captions) + len(shards) + len(set(PICKLES.values())) + len(MODELS) >= LEAST
+    assert len(pictures) + len(captions) + len(shards) + len(set(PICKLES.values())) + len(MODELS) + len(CODES) >= LEAST
