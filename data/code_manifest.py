@@ -172,11 +172,7 @@ def _recipe(content: dict[str, Any]) -> Recipe:
 
 def _typed(entry: dict[str, Any]) -> dict[str, Any]:
     """A shard's entry; its name is one that we give, so that it leads nowhere else."""
-    if (
-        entry["name"] != Path(entry["name"]).name
-        or type(entry["pictures"]) is not int
-        or type(entry["bytes"]) is not int
-    ):
+    if entry["name"] != Path(entry["name"]).name or {type(entry["pictures"]), type(entry["bytes"])} != {int}:
         raise ValueError(f"{entry} names no shard")
     return entry
 
