@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,14 +11,22 @@ import torch
 
 
 class Killed(pl.Callback):
-    """Kills its own process between the forward and the backward pass of an update, counted from 1."""
+    """Kills its own process between the forward and the backward pass of an update, counted from 1.
 
-    def __init__(self, device: int, step: int) -> None:
-        self.device, self.step = device, step
+    Args:
+        unseen: other processes wait, and notice nothing of it by themselves.
+    """
+
+    def __init__(self, device: int, step: int, unseen: bool) -> None:
+        self.device, self.step, self.unseen = device, step, unseen
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        if trainer.global_rank == self.device and trainer.global_step == self.step - 1:
+        if trainer.global_step != self.step - 1:
+            return
+        if trainer.global_rank == self.device:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.unseen:
+            time.sleep(600)
 
 
 class Spoilt(pl.Callback):

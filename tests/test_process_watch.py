@@ -1,7 +1,10 @@
 """Two processes of a run, one of which is killed in the middle of a step: the other ends, and says why."""
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -11,14 +14,14 @@ pytestmark = MARKS
 
 
 @pytest.mark.parametrize(
-    ("strategy", "killed", "said"),
+    ("strategy", "killed", "unseen", "said"),
     [
-        ("ddp", 1, r"the process of device 1 (PID) was ended by SIGKILL, as where memory runs out: "),
-        ("fsdp", 0, r"the process of device 0 (PID) has ended: "),
+        ("ddp", 1, False, r"the process of device 1 (PID) was ended by SIGKILL, as where memory runs out: "),
+        ("fsdp", 0, True, r"the process of device 0 (PID) has ended: "),
     ],
 )
-def test_the_other_one_ends(strategy, killed, said, tokenizer_run, tmp_path):
-    planted = ["--trainer.callbacks+=tests.planted.Killed", f"--trainer.callbacks.device={killed}"]
+def test_the_other_one_ends(strategy, killed, unseen, said, tokenizer_run, tmp_path):
+    planted = {"device": killed, "step": 3, "unseen": unseen}
     args = arguments(
         "prior",
         tmp_path / "run",
@@ -27,13 +30,16 @@ def test_the_other_one_ends(strategy, killed, said, tokenizer_run, tmp_path):
         f"--trainer.strategy={strategy}",
         "--data.loading.batch_size=4",
         "--checkpoints.every_steps=1",
-        *planted,
-        "--trainer.callbacks.step=3",
+        "--trainer.callbacks+=tests.planted.Killed",
+        *(f"--trainer.callbacks.{name}={value}" for name, value in planted.items()),
     )
-    script = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", "prior", "fit", *args], stderr=subprocess.PIPE, text=True
-    )
-    _, errors = script.communicate(timeout=120)  # until both have closed it
+    command = [sys.executable, ROOT / "train.py", "prior", "fit", *args]
+    script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, errors = script.communicate(timeout=120)  # until both have ended
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
     assert script.returncode == (1 if killed else -9), errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     before, after = said.split("PID")
