@@ -59,7 +59,8 @@ class UpdateWatch(Callback):
     Args:
         file: gets a line of JSON for each event: {"step", "kind": "left out" or "spike", then "first": what was not
             finite, or "loss", "usual", "spread"; "devices": of each {"device", "loss", "keys", "keys_before"}}.
-        limit: updates in a row that an optimiser may leave out, the last of which ends the fit by FloatingPointError.
+        limit: updates in a row that an optimiser may leave out; so many end the fit by FloatingPointError, unless fp16
+            is looking for its scale.
 
     Raises ValueError for a limit below 1.
     """
@@ -96,8 +97,9 @@ class UpdateWatch(Callback):
         if self._step % every == 0 or after_last_step(trainer) or trainer.should_stop:
             self._read(trainer, pl_module)
             pl_module.log("train/skipped", float(self.skipped))
-            if self._failed is not None and not _rescaling(trainer):
-                raise FloatingPointError(self._failed)
+            failed, self._failed = self._failed, None
+            if failed is not None and not _rescaling(trainer):
+                raise FloatingPointError(failed)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -174,9 +176,9 @@ class UpdateWatch(Callback):
         said = f"step {step}: {first} is not finite"
         if event.streak == 1:
             self.firsts[event.optimizer] = f"{said}; batch: {keys}"
-        if event.streak == self.limit and self._failed is None:
+        if event.streak >= self.limit:
             self._failed = (
-                f"{self.limit} updates in a row were left out. First, {self.firsts[event.optimizer]}. The last "
+                f"{event.streak} updates in a row were left out. First, {self.firsts[event.optimizer]}. The last "
                 "checkpoint stays as it is, and --ckpt_path last goes on from it: with a smaller step size, or without "
                 f"what {self.file} names"
             )
@@ -184,7 +186,7 @@ class UpdateWatch(Callback):
 
 
 def _rescaling(trainer: pl.Trainer) -> bool:
-    """Whether fp16 is still looking for its scale, which takes updates that are not finite."""
+    """Whether fp16's scale can still fall, which it does at each update that is not finite."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler is not None and scaler.get_scale() > 1
 

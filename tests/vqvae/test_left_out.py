@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from callbacks.update_watch import UpdateWatch
 from vqvae.adversarial import AdversarialConfig
 from vqvae.config import DiscreteVAEConfig
 from vqvae.optim import TokenizerOptim
@@ -52,7 +53,7 @@ def system_of(quantizer: str, options: dict[str, Any], muon_lr: float | None = N
     return TokenizerSystem(vae, optim, reconstruction="l1", **settings)
 
 
-def fit(system: TokenizerSystem, folder: Path, bad: int | None, count: int = 4, **settings) -> States:
+def fit(system: TokenizerSystem, folder: Path, bad: int | None, count: int = 4, more=(), **settings) -> States:
     """On so many batches, of which number `bad` has a NaN."""
     images = torch.rand(count, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     if bad is not None:
@@ -60,7 +61,7 @@ def fit(system: TokenizerSystem, folder: Path, bad: int | None, count: int = 4, 
     states = States()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     quiet |= {"enable_checkpointing": False, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
-    trainer = pl.Trainer(default_root_dir=folder, max_epochs=1, callbacks=[states], **quiet, **settings)
+    trainer = pl.Trainer(default_root_dir=folder, max_epochs=1, callbacks=[states, *more], **quiet, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(system, DataLoader([{"images": batch, "keys": [""] * 4} for batch in images], batch_size=None))
@@ -122,3 +123,22 @@ def test_each_by_itself(spoilt, tmp_path):
     assert names and {name.split(".")[0] for name in names if "optimizer" not in name} == {moves}
     assert {name[:11] for name in names if "optimizer" in name} == {f"optimizer {0 if moves == 'model' else 1}"}
     assert all(tensor.isfinite().all() for tensor in after.values()), stays
+
+
+@pytest.mark.parametrize("muon_lr", [None, 6e-3], ids=["adamw", "muon"])
+def test_the_search_for_the_scale_of_fp16_ends_no_run(muon_lr, tmp_path):
+    """Nor does its skipping of steps and ours get into each other's way."""
+    system, watch = system_of(*QUANTIZERS["vq"], muon_lr=muon_lr), UpdateWatch(tmp_path / "spikes.jsonl", limit=2)
+    for name, parameter in system.named_parameters():
+        if name.startswith("model.decoder"):
+            parameter.register_hook(lambda gradient: torch.where(gradient.abs() > 300.0, torch.inf, gradient))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, backoff_factor=0.125)
+    precision = pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+    states = fit(system, tmp_path, bad=None, count=6, more=[watch], plugins=[precision]).after
+    found = watch.skipped
+    assert 2 <= found <= 4 and scaler.get_scale() == 2.0**16 * 0.125**found
+    assert changed(states[0], states[found - 1]) == set() and len(changed(states[found - 1], states[found])) > 10
+    scaler.update(1.0)  # where it no longer helps
+    watch, precision = UpdateWatch(tmp_path / "spikes.jsonl", 1), pl.plugins.MixedPrecision("16-mixed", "cpu", scaler)
+    with pytest.raises(FloatingPointError, match=r"in a row were left out\. First, step 1: reconstruct"):
+        fit(system, tmp_path, bad=0, count=2, more=[watch], plugins=[precision])
