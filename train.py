@@ -202,6 +202,8 @@ def be_quiet() -> None:
     logging.basicConfig(level=level, format="%(message)s")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It says which process has ended, if that is before ProcessWatch looks.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
 

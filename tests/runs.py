@@ -65,6 +65,11 @@ def checkpoint_of(run: Path) -> dict:
     return torch.load(run / CHECKPOINT, weights_only=True)
 
 
+def events_of(run: Path) -> list[dict]:
+    """Of callbacks/update_watch.py."""
+    return [json.loads(line) for line in (run / "spikes.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def files_in(folder: Path) -> set[str]:
     paths = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     return {re.sub(r"events\.out\.tfevents.*", "events", path) for path in paths}

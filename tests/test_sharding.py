@@ -14,7 +14,18 @@ from pipeline import TextToImage
 from run_cli import CHECKPOINT
 from sharding import fill, gathered, local, spread_like
 from tests.loss_curve import curve_of
-from tests.runs import BUNDLE_FILES, MARKS, MODEL_FILES, ROOT, RUN_FILES, arguments, checkpoint_of, files_in, fit
+from tests.runs import (
+    BUNDLE_FILES,
+    MARKS,
+    MODEL_FILES,
+    ROOT,
+    RUN_FILES,
+    arguments,
+    checkpoint_of,
+    events_of,
+    files_in,
+    fit,
+)
 
 pytestmark = MARKS
 
@@ -134,6 +145,11 @@ def test_a_run_that_moves_between_one_device_and_two(tokenizer_run, tmp_path):
         assert values[1].isnan() == (step in (2, 4))
     assert_same_checkpoint(run, stayed, COUNTS)  # each part has validated after its last step
     assert checkpoint_of(run)["update_watch"]["skipped"] == checkpoint_of(stayed)["update_watch"]["skipped"] == 2
+    (found,), expected = events_of(tmp_path / "2"), events_of(stayed)[0]
+    assert (found["step"], found["first"], expected["first"]) == (2, "loss of device 1", "loss")
+    keys = [device["keys"] for device in found["devices"]]
+    assert [len(each) for each in keys] == [8, 8], "two batches of four on each"
+    assert {*keys[0], *keys[1]} == set(expected["devices"][0]["keys"])
 
 
 def test_another_batch_over_all_devices_is_refused_within_an_epoch(half, tokenizer_run, tmp_path):

@@ -1,7 +1,5 @@
 """train.py where losses or gradients are not finite, and where the loss has spikes."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ import cli
 import run_cli
 from callbacks.update_watch import UpdateWatch
 from guard import Guard
-from tests.runs import MARKS, assert_equal, checkpoint_of, fit
+from tests.runs import MARKS, arguments, assert_equal, checkpoint_of, events_of, fit
 
 pytestmark = MARKS
 
@@ -25,10 +23,6 @@ def spoilt(*steps: int, **given: Any) -> list[str]:
         "--trainer.callbacks+=tests.planted.Spoilt",
         *(f"--trainer.callbacks.{name}={value}" for name, value in given.items()),
     ]
-
-
-def events(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "spikes.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -70,13 +64,15 @@ def test_updates_that_are_finite_are_what_they_were(kind, more, tmp_path, extra,
 def test_updates_that_are_left_out(kind, tmp_path, extra, caplog):
     """They count, and are told: each in the file, the first of several in a row in a line."""
     name = {"tokenizer": "decoder.blocks.input.weight", "prior": "image_head.weight"}[kind]
-    run = fit(kind, tmp_path / "run", *extra[kind], *EACH_STEP, *spoilt(2, 3, 5, parameter=name))
+    run = tmp_path / "run"
+    given = arguments(kind, run, *extra[kind], *EACH_STEP, *spoilt(2, 3, 5, parameter=name))
+    assert train.train(kind, ["fit", *given])["train/skipped"] == 3
     checkpoint = checkpoint_of(run)
     assert checkpoint["global_step"] == 6
     assert checkpoint["update_watch"]["skipped"] == 3
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
-    assert [event["step"] for event in events(run)] == [2, 3, 5]
-    second, third, _ = events(run)
+    assert [event["step"] for event in events_of(run)] == [2, 3, 5]
+    second, third, _ = events_of(run)
     assert second["kind"] == "left out" and second["first"].endswith(name)
     (device,), (after,) = second["devices"], third["devices"]
     assert len(device["keys"]) == 8 and after["keys_before"] == device["keys"]
@@ -98,7 +94,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path, extra, capsys):
         cli.run(lambda: fit("prior", tmp_path / "run", *given, *spoilt(2, 4, 5, 6)))
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    keys = ", ".join(events(tmp_path / "run")[1]["devices"][0]["keys"][:5])
+    keys = ", ".join(events_of(tmp_path / "run")[1]["devices"][0]["keys"][:5])
     assert f"3 updates in a row were left out. First, step 4: loss is not finite; batch: {keys}, ..." in line
     assert "The last checkpoint stays as it is, and --ckpt_path last goes on from it" in line
     checkpoint = checkpoint_of(tmp_path / "run")
@@ -115,7 +111,7 @@ def test_a_run_that_goes_on_after_them(tmp_path, extra):
     for part in PARTS:
         assert_equal(checkpoint_of(whole)[part], checkpoint_of(tmp_path / "parts")[part], part)
     assert checkpoint_of(whole)["update_watch"]["skipped"] == 2
-    ours, theirs = events(whole), events(tmp_path / "parts")
+    ours, theirs = events_of(whole), events_of(tmp_path / "parts")
     assert [event["devices"][0]["keys"] for event in ours] == [event["devices"][0]["keys"] for event in theirs]
 
 
@@ -127,7 +123,7 @@ def test_accumulated_batches_are_left_out_together(tmp_path):
         "--trainer.callbacks+=tests.planted.Spoilt",
     ]
     run = fit("tokenizer", tmp_path / "run", *EACH_STEP, *names, "--trainer.callbacks.steps=[2]")
-    (event,) = events(run)
+    (event,) = events_of(run)
     assert event["step"] == 2 and len(event["devices"][0]["keys"]) == 3 * 8
     assert checkpoint_of(run)["update_watch"]["skipped"] == 1
 
@@ -135,7 +131,7 @@ def test_accumulated_batches_are_left_out_together(tmp_path):
 def test_a_spike_of_the_loss(tmp_path, extra, caplog):
     steps = ["--trainer.max_steps=28", "--trainer.log_every_n_steps=7"]
     run = fit("prior", tmp_path / "run", *extra["prior"], *EACH_STEP, *steps, *spoilt(24, 25, factor=20.0))
-    (event,) = events(run)
+    (event,) = events_of(run)
     assert (event["step"], event["kind"]) == (24, "spike")
     assert event["loss"] > event["usual"] + 10 * event["spread"]
     (device,) = event["devices"]

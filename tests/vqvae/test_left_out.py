@@ -99,7 +99,7 @@ def test_batches_that_are_added_up_are_left_out_together(tmp_path):
     assert len(changed(states[3], states[5])) > 10
 
 
-def judged(monkeypatch=None) -> TokenizerSystem:
+def judged() -> TokenizerSystem:
     return system_of(*QUANTIZERS["vq"], adversarial=AdversarialConfig(**JUDGED))
 
 
@@ -112,17 +112,20 @@ def test_generator_and_discriminator_leave_out_the_same_bad_batch(tmp_path):
 
 @pytest.mark.parametrize("spoilt", ["adversary.discriminator", "model.decoder"])
 def test_each_by_itself(spoilt, tmp_path):
-    """A gradient that is not finite in the one network is nothing to the other."""
+    """A gradient that is not finite in the one network is nothing to the other. It is so from the generator's first
+    update on, after which comes the discriminator's."""
     system = judged()
     for name, parameter in system.named_parameters():
         if name.startswith(spoilt):
             parameter.register_hook(lambda gradient: gradient * (torch.nan if system.global_step > 0 else 1.0))
-    before, after = fit(system, tmp_path, bad=None, count=2).after
+    watch = UpdateWatch(tmp_path / "spikes.jsonl")
+    before, after = fit(system, tmp_path, bad=None, count=2, more=[watch]).after
     stays, moves = ("adversary", "model") if spoilt.startswith("adversary") else ("model", "adversary")
     names = changed(before, after)
     assert names and {name.split(".")[0] for name in names if "optimizer" not in name} == {moves}
     assert {name[:11] for name in names if "optimizer" in name} == {f"optimizer {0 if moves == 'model' else 1}"}
     assert all(tensor.isfinite().all() for tensor in after.values()), stays
+    assert watch.streaks == ([0, 2] if stays == "adversary" else [1, 0])
 
 
 @pytest.mark.parametrize("muon_lr", [None, 6e-3], ids=["adamw", "muon"])
