@@ -7,6 +7,7 @@ from torch import nn
 
 import cli
 import run_cli
+import train
 from callbacks.update_watch import UpdateWatch
 from guard import Guard
 from tests.runs import MARKS, arguments, assert_equal, checkpoint_of, events_of, fit
