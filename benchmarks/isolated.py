@@ -45,7 +45,7 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.before = torch.cuda.memory_allocated(device) if device.startswith("cuda") else _resident("VmRSS")
+        self.before = torch.cuda.memory_allocated(device) if device.startswith("cuda") else resident("VmRSS")
 
     def restart(self) -> None:
         if self.device.startswith("cuda"):
@@ -55,11 +55,11 @@ class PeakMemory:
 
     def read(self) -> int | None:
         """Bytes; None where the system does not tell."""
-        peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else _resident("VmHWM")
+        peak = torch.cuda.max_memory_allocated(self.device) if self.device.startswith("cuda") else resident("VmHWM")
         return None if peak is None or self.before is None else peak - self.before
 
 
-def _resident(name: str) -> int | None:
+def resident(name: str) -> int | None:
     """A line of the process' status in bytes."""
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
