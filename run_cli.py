@@ -135,6 +135,7 @@ class RunCLI(LightningCLI):
         with only_writer(self.run_folder) if rank_zero_only.rank == 0 else nullcontext():
             ckpt_path = self._start(ckpt_path)
             self.prepare()
+            datamodule.setup()  # before Lightning begins a log
             with out_of_memory_said(datamodule.loading.batch_size):
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             if self.checks:

@@ -1,0 +1,161 @@
+"""Checkpoints of train.py where a disk, a file or a second run is in the way."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import train
+from checkpoint_files import check_undamaged
+from checkpoint_folder import CheckpointFolder
+from locks import LOCK, only_writer
+from model_files import load_config
+from run_cli import CHECKPOINT
+from tests.runs import MARKS, ROOT, RUN_FILES, arguments, assert_equal, checkpoint_of, files_in, fit
+from vqvae.training import TokenizerSystem
+
+pytestmark = MARKS
+
+BOTH = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")
+
+
+@pytest.fixture
+def disk_full_at(monkeypatch) -> Callable[[range], None]:
+    """No checkpoint of these steps can be written."""
+
+    def disk_full_at(steps: range) -> None:
+        write = CheckpointFolder.write
+
+        def fail(self, checkpoint: dict) -> None:
+            if checkpoint["global_step"] in steps:
+                raise OSError(28, "No space left on device")
+            write(self, checkpoint)
+
+        monkeypatch.setattr(CheckpointFolder, "write", fail)
+
+    return disk_full_at
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_and_on_trying(tmp_path, disk_full_at, caplog):
+    disk_full_at(range(4, 8))
+    steps = ["--trainer.max_steps=9", "--checkpoints.every_steps=2"]
+    run = fit("tokenizer", tmp_path / "run", *steps)
+    said = [message for message in caplog.messages if "could not be saved" in message]
+    assert [message.split(" could")[0] for message in said] == ["step 4", "step 6"]
+    assert all("No space left on device" in message and "before it stay" in message for message in said)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt", "step-0000008.ckpt"}
+    assert checkpoint_of(run)["global_step"] == 9
+
+
+def test_a_run_whose_end_cannot_be_saved_is_an_error(tmp_path, disk_full_at, capsys):
+    disk_full_at(range(4, 10))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "run", "--trainer.max_steps=6", "--checkpoints.every_steps=3"))
+    assert stop.value.code == 2
+    assert "error: the run's end could not be saved: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert files_in(tmp_path / "run") >= RUN_FILES
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_weights_that_are_not_finite_take_no_checkpoint_place(tmp_path, monkeypatch, caplog):
+    original = TokenizerSystem.on_train_batch_end
+
+    def spoil(self, *args) -> None:
+        original(self, *args)
+        if self.global_step >= 4:
+            self.model.decoder.output_conv.weight.data.fill_(torch.nan)
+
+    monkeypatch.setattr(TokenizerSystem, "on_train_batch_end", spoil)
+    with pytest.raises((OSError, FloatingPointError)):
+        fit("tokenizer", tmp_path / "run", "--trainer.max_steps=6", "--checkpoints.every_steps=3")
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+
+
+def test_the_first_device_may_fail_to_write_and_none_waits(tmp_path):
+    """Where a file is in the way of the folder."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").touch()
+    devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--checkpoints.every_steps=2"]
+    args = arguments("tokenizer", run, *devices)
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "tokenizer", "fit", *args], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert "step 2 could not be saved ([Errno" in done.stderr
+    assert "error: the run's end could not be saved: [Errno" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, damage, caplog):
+    steps = ["--trainer.max_steps=7", "--checkpoints.every_steps=3", "--trainer.precision=32-true"]
+    run = fit("tokenizer", tmp_path / "run", *steps)
+    expected = checkpoint_of(run)
+    damage(run / CHECKPOINT)
+    caplog.clear()
+    fit("tokenizer", run, *steps, "--ckpt_path=last")
+    named, before = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][:2]
+    assert named.startswith(f"{run / CHECKPOINT} is damaged or no training checkpoint: ")
+    assert before == f"going back to the one before: {run / 'checkpoints' / 'step-0000006.ckpt'}, step 6"
+    for part in BOTH:
+        assert_equal(checkpoint_of(run)[part], expected[part], part)
+    assert (run / "checkpoints" / "last.ckpt.damaged").is_file()
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_by_name_is_refused(tmp_path, tokenizer_run):
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    flip(run / CHECKPOINT)
+    for command in ("fit", "validate"):
+        with pytest.raises(ValueError, match=r"last.ckpt is damaged or no training checkpoint: its digest"):
+            train.train("tokenizer", [command, *arguments("tokenizer", run, f"--ckpt_path={run / CHECKPOINT}")])
+
+
+def test_a_run_without_a_checkpoint_yet_begins_anew(tmp_path):
+    """As kill -9 leaves one in its first minutes, also in the middle of its first checkpoint."""
+    run = fit("tokenizer", tmp_path / "run")
+    expected = checkpoint_of(run)
+    (run / CHECKPOINT).rename(run / "checkpoints" / ".last.ckpt.part")
+    (run / LOCK).write_text("process 1 on another\n")
+    assert_equal(checkpoint_of(fit("tokenizer", run))["state_dict"], expected["state_dict"])
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    check_undamaged(run / CHECKPOINT)
+
+
+def test_a_folder_that_is_being_written_is_refused(tmp_path, tokenizer_run):
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    before = files_in(run)
+    with only_writer(run), pytest.raises(ValueError, match=f"run is being written by process {os.getpid()} on "):
+        fit("tokenizer", run, "--ckpt_path=last", "--trainer.max_steps=9")
+    assert files_in(run) == before
+    assert load_config(run / "model")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(tmp_path, monkeypatch, capsys):
+    """Administrators may write anywhere: a file stands in the way."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(TokenizerSystem, "training_step", lambda *_: pytest.fail("trained"))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("tokenizer", tmp_path / "file" / "run"))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: [Errno") and str(tmp_path / "file") in line
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="missing: no such folder"):
+        fit("tokenizer", tmp_path / "run", "--data.drawings=null", f"--data.folder={tmp_path / 'missing'}")
+    assert list(tmp_path.iterdir()) == []
