@@ -19,10 +19,12 @@ import hashlib
 import json
 import logging
 import os
+import random
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -85,9 +87,12 @@ def open_indexes(shards: Sequence[Path], folder: Path | None, *, decode: bool) -
 
     `decode` has every picture decoded, so that `broken` is known. Raises ValueError naming all shards that are damaged.
     """
+    # Processes that start at the same time, one a device, find what the others have made, each going its own way round.
+    places = random.sample(range(len(shards)), len(shards))
     with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter's lock
-        found = pool.map(lambda shard: _index_or_damage(shard, folder, decode), shards)
-        indexes = list(with_progress(found, len(shards), shards[0].parent, done="indexed", things="shards"))
+        found = pool.map(lambda place: _index_or_damage(shards[place], folder, decode), places)
+        told = with_progress(found, len(shards), shards[0].parent, done="indexed", things="shards")
+        indexes = [index for _, index in sorted(zip(places, told, strict=True), key=itemgetter(0))]
     damaged = [
         f"{shard} ({index})" for shard, index in zip(shards, indexes, strict=True) if isinstance(index, DamagedShard)
     ]
