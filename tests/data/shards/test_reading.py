@@ -32,6 +32,14 @@ def rank_of(data, rank: int, world_size: int):
     return data
 
 
+def loader_of(data):
+    """The training loader, without the progress of a loop: that holds the data, which holds the loader, and the workers
+    of such a cycle end late."""
+    loader = data.train_dataloader()
+    loader.progress = None
+    return loader
+
+
 def tokenizer_data(shards, **loading) -> TokenizerData:
     settings = {"batch_size": 4, "workers": 0, "val_fraction": 0.02, "max_rejected": 1.0} | loading
     shards = str(shards) if isinstance(shards, Path) else shards
@@ -53,7 +61,7 @@ def test_two_ranks_with_two_workers_see_each_sample_once_an_epoch(thousands):
     for rank in range(2):
         data = rank_of(tokenizer_data(thousands, workers=2, batch_size=8), rank, 2)
         data.setup()
-        loader = data.train_dataloader()
+        loader = loader_of(data)
         seen.append([keys_of(loader) for _ in range(2)])
     train = {data.source.key(int(index)) for index in data.train_indices}
     assert len(train) + len(data.val_indices) == 2400 and len(data.val_indices) > 20
@@ -288,12 +296,12 @@ def test_a_mixture_goes_on_exactly_and_is_shared_out(tmp_path):
 
     data = opened()
     data.trainer = None
-    loader = data.train_dataloader()
+    loader = loader_of(data)
     whole = [keys_of(loader) for _ in range(2)]
     again = opened()
     again.load_state_dict({"epoch": 1, "position": 40, "data": again.fingerprint} | loader.order.arithmetic())
-    assert keys_of(again.train_dataloader()) == whole[1][5:]
-    shares = [[key for batch in keys_of(opened(rank, 2, 4).train_dataloader()) for key in batch] for rank in (0, 1)]
+    assert keys_of(loader_of(again)) == whole[1][5:]
+    shares = [[key for batch in keys_of(loader_of(opened(rank, 2, 4))) for key in batch] for rank in (0, 1)]
     assert [key for pair in zip(*shares, strict=True) for key in pair] == [key for batch in whole[0] for key in batch]
 
 

@@ -21,7 +21,7 @@ from data.shards.source import ShardsSource
 from data.shards.stream import StreamedShards, fetch
 from data.text import TextTokenizer
 from tests.data.shards.tars import number_of, picture, sample, shards_of, write_tar
-from tests.data.shards.test_reading import keys_of, rank_of
+from tests.data.shards.test_reading import keys_of, loader_of, rank_of
 from tests.data.test_resume import Watch, trainer_of
 
 
@@ -80,8 +80,7 @@ def test_shards_behind_http(eight):
 def test_each_sample_comes_once_an_epoch(eight, world_size, workers):
     epochs = [[], []]
     for rank in range(world_size):
-        data = rank_of(data_of(streamed(eight), workers=workers), rank, world_size)
-        loader = data.train_dataloader()
+        loader = loader_of(rank_of(data_of(streamed(eight), workers=workers), rank, world_size))
         assert len(loader) == 16 // world_size
         for epoch in epochs:
             batches = keys_of(loader)
