@@ -69,7 +69,8 @@ class RunCLI(LightningCLI):
             "--checkpoints", type=CheckpointPolicy, default=CheckpointPolicy(), help="when, and how many"
         )
         parser.add_argument("--check", action="store_true", help="try two updates and say what a run would take")
-        parser.add_argument("--max_skipped", type=int, default=10, help="updates in a row that may not be finite")
+        skipped = "so many updates in a row that are not finite end a run"
+        parser.add_argument("--max_skipped", type=int, default=10, help=skipped)
         parser.add_lightning_class_args(WeightAveraging, "ema")
         parser.link_arguments("run", "trainer.default_root_dir")
 

@@ -1,49 +1,55 @@
-"""Two processes of a run, one of which is killed in the middle of a step: the other ends, and says why."""
+"""Two processes of a run, one of which is killed in the middle of a step: the other ends and says why, and a single one
+goes on."""
 
 import os
 import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from tests.runs import MARKS, ROOT, arguments, checkpoint_of
+from tests.runs import MARKS, ROOT, arguments, checkpoint_of, fit
 
 pytestmark = MARKS
 
 
-@pytest.mark.parametrize(
-    ("strategy", "killed", "unseen", "said"),
-    [
-        ("ddp", 1, False, r"the process of device 1 (PID) was ended by SIGKILL, as where memory runs out: "),
-        ("fsdp", 0, True, r"the process of device 0 (PID) has ended: "),
-    ],
-)
-def test_the_other_one_ends(strategy, killed, unseen, said, tokenizer_run, tmp_path):
-    planted = {"device": killed, "step": 3, "unseen": unseen}
-    args = arguments(
-        "prior",
-        tmp_path / "run",
-        f"--tokenizer={tokenizer_run}",
-        "--trainer.devices=2",
-        f"--trainer.strategy={strategy}",
-        "--data.loading.batch_size=4",
-        "--checkpoints.every_steps=1",
-        "--trainer.callbacks+=tests.planted.Killed",
-        *(f"--trainer.callbacks.{name}={value}" for name, value in planted.items()),
-    )
-    command = [sys.executable, ROOT / "train.py", "prior", "fit", *args]
+def on_two(kind: str, run: Path, *given: str) -> tuple[int, str]:
+    """The first process's exit code, and what both have said on standard error until both have ended."""
+    args = arguments(kind, run, *given, "--trainer.devices=2", "--data.loading.batch_size=4")
+    command = [sys.executable, ROOT / "train.py", kind, "fit", *args]
     script = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        _, errors = script.communicate(timeout=120)  # until both have ended
+        _, errors = script.communicate(timeout=120)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(script.pid, signal.SIGKILL)
-    assert script.returncode == (1 if killed else -9), errors
+    return script.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy", "killed", "unseen", "said"),
+    [
+        ("tokenizer", "ddp", 1, False, ("device 1", "was ended by SIGKILL, as where memory runs out: ")),
+        ("prior", "fsdp", 0, True, ("device 0", "has ended: ")),
+    ],
+)
+def test_one_process_is_killed(kind, strategy, killed, unseen, said, tmp_path, extra):
+    """The tokenizer's quantizer is one that draws nothing: others draw otherwise on another number of devices."""
+    given = [*extra[kind], "--trainer.precision=32-true", "--checkpoints.every_steps=1"]
+    given += ["--model.vae.quantizer=lfq"] if kind == "tokenizer" else []
+    planted = {"device": killed, "step": 3, "unseen": unseen}
+    callback = ["--trainer.callbacks+=tests.planted.Killed"]
+    callback += [f"--trainer.callbacks.{name}={value}" for name, value in planted.items()]
+    code, errors = on_two(kind, tmp_path / "run", *given, f"--trainer.strategy={strategy}", *callback)
+    assert code == (1 if killed else -signal.SIGKILL), errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    before, after = said.split("PID")
-    assert line.startswith(f"error: {before}") and after in line
-    assert line.endswith("--ckpt_path last") and "To go on from the last checkpoint: " in line
+    assert line.startswith(f"error: the process of {said[0]} (") and said[1] in line
+    assert "To go on from the last checkpoint: " in line and line.endswith("--ckpt_path last")
     assert "Traceback" not in errors
     assert checkpoint_of(tmp_path / "run")["global_step"] == 2
+
+    run = fit(kind, tmp_path / "run", *given, "--ckpt_path=last")
+    losses = [checkpoint_of(each)["update_watch"]["losses"] for each in (run, fit(kind, tmp_path / "alone", *given))]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], abs=1e-4)
