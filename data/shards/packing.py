@@ -11,6 +11,7 @@ import io
 import json
 import shutil
 import tarfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -32,8 +33,7 @@ def pack(source: FolderSource, out: str | Path, *, size: int) -> int:
     refuse_existing(out)
     if size < 1:
         raise ValueError(f"size={size}, expected at least 1 picture a shard")
-    beside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = out.with_name(f"{out.name}.{uuid.uuid4().hex}.partial")  # nobody else's, whoever packs at the same time
     beside.mkdir(parents=True)
     try:
         order = sorted(range(len(source)), key=lambda index: hashlib.blake2b(source.key(index).encode()).digest())
@@ -45,6 +45,7 @@ def pack(source: FolderSource, out: str | Path, *, size: int) -> int:
                         member = tarfile.TarInfo(f"{row:09d}.{name}")  # of nobody, at time 0
                         member.size = len(content)
                         archive.addfile(member, io.BytesIO(content))
+        refuse_existing(out)
         beside.rename(out)
     except BaseException:
         shutil.rmtree(beside)
