@@ -4,9 +4,10 @@
     python train.py prior fit --config small --data.folder pictures --tokenizer runs/my-tokenizer --run runs/my-prior
 
 `--config` takes a file, or the name of one in configs/tokenizer or configs/prior. Every value in it can be overridden
-on the command line (--trainer.max_steps 1000), --print_config shows all of them, `fit --help` explains them. Ctrl-C
-ends a run with a checkpoint; the same command with --ckpt_path last goes on. `validate` in the place of `fit` measures
-the last checkpoint of a run. A run ends with a model folder, RUN/model; RUN/config.yaml says how it was trained.
+on the command line (--trainer.max_steps 1000), --print_config shows all of them, `fit --help` explains them; with
+--check, two updates find out what a run would take. Ctrl-C or SIGTERM ends a run with a checkpoint; however it ended,
+the same command with --ckpt_path last goes on. `validate` in the place of `fit` measures the last checkpoint of a run.
+A run ends with a model folder, RUN/model; RUN/config.yaml says how it was trained.
 """
 
 import logging
