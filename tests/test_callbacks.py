@@ -174,6 +174,22 @@ def test_a_checkpoint_every_so_often_and_after_the_last_step(tmp_path, clock, mo
     assert steps == [4, 8, 10]
 
 
+def test_what_could_not_be_written_is_tried_again_within_a_minute(tmp_path, clock, monkeypatch):
+    write, tried = CheckpointFolder.write, []
+
+    def fail_twice(self, checkpoint: dict) -> None:
+        tried.append(checkpoint["global_step"])
+        if len(tried) < 3:
+            raise OSError(28, "No space left on device")
+        write(self, checkpoint)
+
+    monkeypatch.setattr(CheckpointFolder, "write", fail_twice)
+    checkpoint = checkpoints_in(tmp_path, every_minutes=2)
+    fit(Ticking(clock, 30), checkpoint, steps=14)
+    assert tried == [4, 6, 8, 12, 14]
+    assert not checkpoint.failed
+
+
 def test_the_last_checkpoint_holds_both_trained_and_averaged_weights(tmp_path):
     """Whatever the order in which they were given: Lightning puts checkpoints behind."""
     trainer = fit(checkpoints_in(tmp_path), EMAWeightAveraging(decay=0.5), steps=2)

@@ -161,6 +161,21 @@ def test_a_machine_that_is_taken_away_ends_a_run_without_an_error(number, during
     assert signal.getsignal(number) is handler
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_under_slurm_lightning_leaves_the_signals_alone(number, tmp_path, ctrl_c_at, monkeypatch):
+    """It would write a checkpoint of its own in the middle of a step, or pass over SIGTERM."""
+    for name in ("LOCALID", "PROCID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    for name, value in {"NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "long", "NODELIST": "here"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    ctrl_c_at(3, number=number)
+    with pytest.raises(SystemExit) as stop:
+        fit("tokenizer", tmp_path / "run", "--trainer.max_steps=100", "--trainer.accumulate_grad_batches=2")
+    assert stop.value.code == 0
+    assert files_in(tmp_path / "run") == RUN_FILES | MODEL_FILES
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+
+
 def test_ctrl_c_after_that_stops_at_once(tmp_path, monkeypatch):
     original = TokenizerSystem.training_step
 
