@@ -1,6 +1,8 @@
 """The configs of train.py on its command line: which file a name means, and what of it another choice leaves out."""
 
 import logging
+import math
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from vqvae.config import DiscreteVAEConfig
 
 log = logging.getLogger(__name__)
 
+DEEPEST, MOST_NODES = 30, 100_000  # a config of ours has four levels and a hundred values
 CONFIGS = Path(__file__).parent / "configs"
 OPTIONS_OF = {  # in model.vae: what only one choice of these knows, and how it is left out
     "quantizer": {"quantizer_options": "{}"},
@@ -31,15 +34,53 @@ def with_config_files(kind: str, args: list[str]) -> list[str]:
 
 
 def _resolve(kind: str, name: str) -> str:
-    """A config's file from its path or its name in configs/. Raises ValueError where there is neither."""
+    """A config's file from its path or its name in configs/. Raises ValueError where there is neither, or no YAML."""
     folder = CONFIGS / kind
     named = folder / f"{name}.yaml"
     if Path(name).is_file():
+        check_yaml(Path(name))
         return name
     if named.is_file():
         return str(named)
     known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise ValueError(f"unknown config {name!r}: no such file, and the {kind} configs are {known}")
+
+
+def check_yaml(path: Path) -> None:
+    """ValueError naming the file where it is no YAML, or such as is read without an end.
+
+    A name (`*a`) stands for all that was written under it: names of names of names make a billion values of some lines,
+    and one within what it stands for has no end.
+    """
+    try:
+        for depth, nodes in _growth(path.read_text(encoding="utf-8")):
+            if depth > DEEPEST or nodes > MOST_NODES:
+                raise ValueError(f"it is nested deeper than {DEEPEST} or has more than {MOST_NODES:,} values")
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no config: {' '.join(str(error).split())}") from error
+
+
+def _growth(text: str) -> Iterator[tuple[int, float]]:
+    """Depth and number of values at each step of reading YAML, those counted again that names stand for."""
+    sizes: dict[str, float] = {}
+    outer: list[tuple[str | None, float]] = []  # of what is open: its name, and the values before it
+    nodes = 0.0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            nodes += sizes.get(event.anchor, math.inf)  # a name that is not finished stands for itself too
+        elif isinstance(event, yaml.ScalarEvent):
+            nodes += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            outer.append((event.anchor, nodes))
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            name, before = outer.pop()
+            if name is not None:
+                sizes[name] = nodes - before
+        yield len(outer), nodes
 
 
 def dropped_options(args: list[str]) -> list[str]:
@@ -70,5 +111,5 @@ def _vae_settings(file: str) -> dict[str, Any]:
     """`model.vae` of a config; none where the file is no config, which the parser will say."""
     try:
         return DEFAULTS_OF_CHOICES | yaml.safe_load(Path(file).read_text(encoding="utf-8"))["model"]["vae"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         return {}

