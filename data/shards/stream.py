@@ -1,9 +1,9 @@
 """Shards that can only be read from their beginning: URLs, and the output of commands (`pipe:`).
 
 They are opened by the webdataset library, so whatever it reads (http, s3 by a command, gs, hf) is read here. A shard is
-fetched whole to a temporary file before anything of it is used: one that is cut off, or whose command fails, stops the
-run by its name instead of being taken for a short one, and what is a sample is decided by the same rules as on disk
-(grouping.py).
+fetched whole to a temporary file before anything of it is used: one that is cut off, or whose command fails, is fetched
+again and at last stops the run by its name instead of being taken for a short one. What is a sample is decided by the
+same rules as on disk (grouping.py).
 
 The order is a function of (seed, epoch, reader, number of readers), a reader being one worker of one device. In each
 round of an epoch the shards are put in an order drawn from (seed, epoch, round) and dealt out to the readers; a reader
@@ -17,9 +17,11 @@ With weights every set has rounds of its own, and each sample's set is drawn by 
 
 import itertools
 import json
+import logging
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +39,8 @@ from data.shards.paths import expand
 from data.shards.source import ShardsSource
 from data.shards.tar import DamagedShard
 
+log = logging.getLogger(__name__)
+WAITS = (1.0, 10.0, 60.0)  # seconds before a stream that failed is read once more
 HELD = 2  # shards that a reader draws from at a time
 
 
@@ -66,8 +70,19 @@ class FetchedShard:
 def fetch(url: str, *, need_captions: bool) -> FetchedShard:
     """Read all of a stream; its samples that are marked for validation or test are not among the usable ones.
 
-    Raises ValueError naming the stream where it cannot be read to its end or is no whole tar.
+    As nothing is used before all is there, a stream that fails is simply read again, a few times. Raises ValueError
+    naming the stream where it cannot be read to its end or is no whole tar.
     """
+    for wait in WAITS:
+        try:
+            return _fetch(url, need_captions)
+        except ValueError as error:
+            log.warning("%s; once more in %.0f s", error, wait)
+            time.sleep(wait)
+    return _fetch(url, need_captions)
+
+
+def _fetch(url: str, need_captions: bool) -> FetchedShard:
     from webdataset.gopen import gopen  # imports torch's data loading: only where it is needed
 
     file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the shard)

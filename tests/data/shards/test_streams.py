@@ -25,6 +25,11 @@ from tests.data.shards.test_reading import keys_of, loader_of, rank_of
 from tests.data.test_resume import Watch, trainer_of
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr("data.shards.stream.WAITS", (0.0, 0.0))
+
+
 def streamed(folder: Path, samples: int = 80, **settings) -> ShardsConfig:
     """The shards of a folder through a pipe; the first one is also validated on."""
     paths = sorted(path.stem for path in folder.glob("*.tar"))
@@ -199,6 +204,16 @@ def test_a_stream_that_fails_is_named(eight, command, said):
     url = f"pipe:{command.format(shard=eight / '00000.tar')}"
     with pytest.raises(ValueError, match=f"^pipe:.*{said}"):
         fetch(url, need_captions=False)
+
+
+def test_a_stream_that_failed_is_read_again(eight, tmp_path, caplog):
+    shard, flag = eight / "00000.tar", tmp_path / "failed"
+    url = f"pipe:test -e {flag} && cat {shard} || {{ touch {flag}; head -c 3000 {shard}; }}"
+    assert len(fetch(url, need_captions=True).rows) == 10
+    assert caplog.text.count("once more in 0 s") == 1 and "cut off" in caplog.text
+    with pytest.raises(ValueError, match="cannot be read"):
+        fetch("pipe:false", need_captions=True)
+    assert caplog.text.count("pipe:false: cannot be read") == 2
 
 
 def test_a_failing_stream_stops_the_run_by_name(eight):
