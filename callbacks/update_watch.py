@@ -159,13 +159,20 @@ class UpdateWatch(Callback):
         for event, *devices in zip(events, *of_devices, strict=True):
             first = _first(devices, order) if event.usual is None else ""
             line = self._note(event, first, _shown(devices))
-            lines.append(json.dumps(_record(event, first, devices), ensure_ascii=False) + "\n")
+            lines.append(json.dumps(_record(event, first, devices)) + "\n")
             if trainer.is_global_zero and line:
                 log.warning("%s; all keys are in %s", line, self.file)
         if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._append("".join(lines))
+
+    def _append(self, lines: str) -> None:
+        """What keeps it from that is said: this device alone would end, with the others waiting for it."""
+        try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.write(lines)
+        except OSError as error:
+            log.warning("%s could not be added to: %s", self.file, error)
 
     def _note(self, event: Event, first: str, keys: str) -> str:
         """What to say of it: nothing of a streak's further updates."""

@@ -142,6 +142,13 @@ def test_a_spike_of_the_loss(tmp_path, extra, caplog):
     assert checkpoint_of(run)["update_watch"]["skipped"] == 0
 
 
+def test_a_file_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    (tmp_path / "run" / "spikes.jsonl").mkdir(parents=True)
+    run = fit("tokenizer", tmp_path / "run", *EACH_STEP, *spoilt(2))
+    assert checkpoint_of(run)["global_step"] == 6
+    assert [message for message in caplog.messages if "spikes.jsonl could not be added to: " in message]
+
+
 def test_a_limit_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_skipped is 0, expected at least 1"):
         UpdateWatch(tmp_path / "spikes.jsonl", limit=0)
