@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import cli
 from data.codes import verify
+from data.filters import Filters
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
 from data.settings import Loading
 from data.shapes import ShapesConfig
@@ -62,6 +63,7 @@ def parse(args: list[str]) -> Namespace:
     parser.add_argument("--workers", type=int, default=usual.workers, help="processes that read, for each device")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--devices", type=int, default=1, help="so many GPUs or CPU processes")
+    parser.add_argument("--filters", type=Filters, default=Filters(), help="what is left out though it is sound")
     parser.add_argument(
         "--max_rejected", type=float, default=0.05, help="largest part of a folder that may be unusable"
     )
@@ -107,7 +109,14 @@ def _encode(options: Namespace, config: EncodeConfig, image_tokenizer: ImageToke
     check_drawn_large_enough(options.drawings, image_tokenizer.config.image_size)
     report = options.report or (f"{Path(options.out)}-rejects.json" if options.drawings is None else None)
     loading = Loading(max_rejected=options.max_rejected, report=report)
-    source = open_pictures(options.folder, options.drawings, loading, need_captions=True, shards=options.shards)
+    source = open_pictures(
+        options.folder,
+        options.drawings,
+        loading,
+        need_captions=True,
+        shards=options.shards,
+        filters=options.filters,
+    )
     start = time.perf_counter()
     encoding = begin(source, image_tokenizer, options.out, config, _described(options))
     if encoding.pictures < len(source):

@@ -392,6 +392,22 @@ def test_rejects_are_reported(tmp_path, model, monkeypatch):
     assert not usual.exists()
 
 
+def test_filters_leave_out_and_count(tmp_path, model, monkeypatch, capsys):
+    pictures = folder_of(tmp_path / "pictures")  # 30x20, 30x21, 30x22 pixels and so on
+    args = ["--tokenizer", model, "--folder", pictures, "--out", tmp_path / "codes", "--workers", 0]
+    run_script(monkeypatch, *args, "--filters.max_aspect_ratio", 1.4, "--filters.max_caption_length", 9)
+    codes = CodesSource(tmp_path / "codes")
+    assert [(codes.key(i), codes.captions(i)) for i in range(len(codes))] == [
+        (f"{i}.png", (f"picture {i}",)) for i in (2, 3, 4, 5)
+    ]
+    assert json.loads((tmp_path / "codes-rejects.json").read_text())["filtered_counts"] == {
+        "too long for its height": 2
+    }
+    with pytest.raises(SystemExit):
+        run_script(monkeypatch, *args)
+    assert "data was" in capsys.readouterr().err, "the same folder without filters is other data"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
