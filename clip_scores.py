@@ -19,7 +19,6 @@ from torch import Tensor
 
 BATCH_SIZE = 64
 CONFIG = "open_clip_config.json"
-UNREADABLE = (RuntimeError, AssertionError, OSError, ValueError, KeyError, TypeError, ImportError)
 
 
 class ClipScores:
@@ -43,7 +42,7 @@ class ClipScores:
             self._tokenize = open_clip.get_tokenizer(name)
         except pickle.UnpicklingError as error:  # whose message is advice to run whatever code the file holds
             raise ValueError(f"{path} cannot be read as a model of open_clip: its weights are no tensors") from error
-        except UNREADABLE as error:
+        except Exception as error:  # a damaged file runs into anything
             why = " ".join(str(error).split())
             raise ValueError(f"{path} cannot be read as a model of open_clip: {why}") from error
         self.model.eval()

@@ -400,9 +400,8 @@ def test_filters_leave_out_and_count(tmp_path, model, monkeypatch, capsys):
     assert [(codes.key(i), codes.captions(i)) for i in range(len(codes))] == [
         (f"{i}.png", (f"picture {i}",)) for i in (2, 3, 4, 5)
     ]
-    assert json.loads((tmp_path / "codes-rejects.json").read_text())["filtered_counts"] == {
-        "too long for its height": 2
-    }
+    report = json.loads((tmp_path / "codes-rejects.json").read_text())
+    assert report["filtered_counts"] == {"too long for its height": 2}
     with pytest.raises(SystemExit):
         run_script(monkeypatch, *args)
     assert "data was" in capsys.readouterr().err, "the same folder without filters is other data"
