@@ -49,8 +49,10 @@ def _only_clip(self, optimizer, largest, held):
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], largest)
 
 
-@pytest.mark.parametrize("more", [[], ["--model.optim.muon_lr=6e-3", "--trainer.accumulate_grad_batches=2"]])
-@pytest.mark.parametrize("kind", ["tokenizer", "prior"])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("tokenizer", []), ("prior", ["--model.optim.muon_lr=6e-3", "--trainer.accumulate_grad_batches=2"])],
+)
 def test_updates_that_are_finite_are_what_they_were(kind, more, tmp_path, extra, request):
     given = [*extra[kind], *EACH_STEP, "--trainer.gradient_clip_val=0.5", *more]
     ours = checkpoint_of(fit(kind, tmp_path / "ours", *given))
