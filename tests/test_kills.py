@@ -3,15 +3,21 @@
 `python -m benchmarks.kills` does the same at length and with processes that a user would start.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from benchmarks.kills import Survived, differences, encode, scenarios, survive
+from benchmarks.kills import differences, scenarios, survive
+from pipeline import fingerprint
+from tests.runs import MARKS, write_codes
 from tests.zygote import Zygote
+from vqvae.folders import load_image_tokenizer
+
+pytestmark = MARKS
 
 KILLS = {"gumbel": 7, "adversarial": 6, "prior": 7}
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -21,28 +27,11 @@ def zygote() -> Iterator[Zygote]:
     zygote.end()
 
 
-@pytest.fixture(scope="module")
-def killed(zygote, tmp_path_factory) -> Callable[[str], Survived]:
-    """What becomes of a scenario; that of a prior trains on codes of the tokenizer that has survived its kills."""
-    work, done = tmp_path_factory.mktemp("kills"), {}
-
-    def killed(name: str) -> Survived:
-        if name not in done:
-            codes = None
-            if name == "prior":
-                killed("gumbel")
-                codes = encode(work / "gumbel" / "parts", work / "codes")
-            (work / name).mkdir()
-            scenario = scenarios(work / "gumbel" / "parts", codes)[name]
-            done[name] = survive(scenario, work / name, 30, KILLS[name], 0, zygote.start)
-        return done[name]
-
-    return killed
-
-
 @pytest.mark.parametrize("name", KILLS)
-def test_nothing_is_lost_or_another(name, killed):
-    survived = killed(name)
+def test_nothing_is_lost_or_another(name, zygote, tokenizer_run, tmp_path):
+    codes = write_codes(tmp_path / "codes", fingerprint(load_image_tokenizer(tokenizer_run / "model")))
+    scenario = scenarios(tokenizer_run, codes)[name]
+    survived = survive(scenario, tmp_path, STEPS, KILLS[name], 0, zygote.start)
     assert survived.wrong == ()
     assert survived.kills == KILLS[name]
     assert survived.values > 100
