@@ -100,6 +100,8 @@ def wrap(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """At most MAX_LINES lines of at most `width` pixels; words break where they alone are wider."""
     lines = [""]
     for word in caption.split():
+        if len(lines) > MAX_LINES:  # a caption may have a megabyte
+            break
         if lines[-1] and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
@@ -108,6 +110,8 @@ def wrap(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         for letter in word:
             if lines[-1] and font.getlength(lines[-1] + letter) > width:
                 lines.append("")
+            if len(lines) > MAX_LINES:
+                break
             lines[-1] += letter
     if len(lines) <= MAX_LINES:
         return lines

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data import pictures
+from data import inspect, pictures
 from data.folder import FolderSource
 from data.pictures import PictureError, decode_picture
 from tests.hostile.pictures import ANIMATED, PICTURES, WHOLE, Hostile, animated, interlaced
@@ -37,6 +37,9 @@ def test_a_folder_of_them_all_counts_each(tmp_path):
     assert all(reject.detail for reject in source.report.rejects)
     with pytest.raises(ValueError, match="files rejected"):
         FolderSource(tmp_path, need_captions=False)
+    found = inspect.run([str(tmp_path)])
+    assert found["counts"] == source.report.counts and found["samples"] == len(source)
+    assert inspect.lines(found)
 
 
 def test_an_interlaced_picture_is_read_whole():
