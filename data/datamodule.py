@@ -35,7 +35,7 @@ from data.text_cache import trained_once
 
 log = logging.getLogger(__name__)
 PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE: enough for 16,384 entries
-PICTURES_COUNTED = 10_000  # whose captions are looked at for those that are too long
+PICTURES_COUNTED = 2_000  # whose captions are looked at for those that are too long: each is a read of its own
 
 
 class CaptionedData(pl.LightningDataModule):
