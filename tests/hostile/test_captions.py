@@ -15,7 +15,7 @@ from PIL import Image
 from data.folder import FolderSource
 from data.rejects import Reason
 from tests.hostile.captions import FOLDERS, Folder, write
-from tests.hostile.pictures import encoded
+from tests.hostile.formats import encoded
 
 PICTURES = {
     name: encoded(Image.new("RGB", (8, 8), colour), "PNG") for name, colour in (("a.png", "red"), ("b.png", "blue"))

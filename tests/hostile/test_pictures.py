@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from data import inspect, pictures
 from data.folder import FolderSource
 from data.pictures import PictureError, decode_picture
-from tests.hostile.pictures import ANIMATED, PICTURES, WHOLE, Hostile, animated, interlaced
+from tests.hostile.formats import ANIMATED, WHOLE, Hostile, animated, interlaced
+from tests.hostile.pictures import PICTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, on what is damaged
 
