@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+RUN_OUT = ("allocate memory", "out of memory", "ALLOC_FAILED")  # in messages of PyTorch's, CUDA's and its libraries'
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -41,7 +42,7 @@ def out_of_memory_said(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in RUN_OUT):
             raise
         raise ValueError(
             f"out of memory with data.loading.batch_size {batch_size} on each device: halve it and double "

@@ -77,7 +77,14 @@ def test_memory_that_runs_out_is_one_line_with_the_batch_size(check, tmp_path, m
     assert line.startswith("error: out of memory with data.loading.batch_size 8 on each device: halve it and double")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+        MemoryError(),
+    ],
+)
 def test_memory_runs_out_in_several_ways(error):
     with pytest.raises(ValueError, match="batch_size 8"), out_of_memory_said(8):
         raise error
