@@ -48,7 +48,9 @@ VERIFY = "--verify"
 def parse(args: list[str]) -> Namespace:
     """The command line. Raises ValueError for a wrong one."""
     parser = ArgumentParser(
-        prog="encode.py", description="Encode pictures as an image tokenizer's codes.", exit_on_error=False
+        prog="encode.py",
+        description="Pictures to an image tokenizer's codes; or, alone, --verify FOLDER: read every byte of it.",
+        exit_on_error=False,
     )
     usual = EncodeConfig(workers=2)
     parser.add_argument("--tokenizer", type=str, required=True, help="run or model folder of the image tokenizer")

@@ -183,6 +183,13 @@ def test_truncation_is_reported_once(caplog):
     assert not caplog.records
 
 
+def test_a_large_set_is_looked_at_in_part_for_long_captions(monkeypatch, caplog):
+    monkeypatch.setattr(datamodule, "PICTURES_COUNTED", 5)
+    with caplog.at_level(logging.WARNING, logger="data.datamodule"):
+        prepared(text={"text_len": 3})
+    assert [record.getMessage().partition(" captions")[0] for record in caplog.records] == ["10 of 10"]
+
+
 def test_drawings():
     config = ShapesConfig(size=32, count=60)
     data = TokenizerData(drawings=config, image_size=32, loading=Loading(batch_size=8, workers=0, val_fraction=0.2))
