@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data import inspect
@@ -11,6 +12,7 @@ from data.survey import spread_of
 from data.text import TextTokenizer
 from tests.data.shards.tars import picture, sample, write_tar
 from tests.data.test_reduced import jpeg, scene
+from tests.made_codes import write
 
 
 @pytest.fixture
@@ -114,6 +116,20 @@ def test_shards(tmp_path):
     assert found["splits"] == {"none of its own": 3, "val": 1}
     assert found["captions"]["characters"]["most"] == len("thing 0")
     assert (tmp_path / "out" / "contact.png").is_file()
+
+
+def test_codes(tmp_path):
+    codes = torch.tensor([[[0, 1], [1, 0]], [[2, 2], [2, 2]]])
+    write(tmp_path / "codes", codes, [("a cat", "a tabby"), ("a dog",)], ["a", "b"], ["val", None], codebook_size=9)
+    found = inspect.run([str(tmp_path / "codes"), "--out", str(tmp_path / "out")])
+    assert (found["kind"], found["samples"], found["splits"]) == ("codes", 2, {"val": 1, "none of its own": 1})
+    assert found["captions"]["captions"] == 3
+    assert found["codes"] == {
+        "tokenizer": "abc", "grid": [2, 2], "codebook": 9, "looked at": 2, "codes in use": 3, "perplexity": 2.8,
+    }  # fmt: skip
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+    with pytest.raises(ValueError, match="filters are given for the codes"):
+        inspect.run([str(tmp_path / "codes"), "--max_aspect_ratio", "2"])
 
 
 def test_at_most_so_many_are_looked_at(folder):
