@@ -46,7 +46,7 @@ def test_a_folder_of_pictures_and_what_is_said_of_bad_ones(tmp_path):
     ("args", "said"),
     [
         ([], "exactly one of folder, drawings; got none"),
-        ([*DRAWINGS, "--codebook_size=1"], "codebook_size is 1, expected at least 2"),
+        ([*DRAWINGS, "--codebook_size=1"], "codebook_size is 1, expected a whole number of at least 2"),
         ([*DRAWINGS, "--image_size=64"], "drawings.size=32, expected at least image_size=64"),
         (["--folder=nowhere"], "nowhere"),
         ([*DRAWINGS, "--image_size=8", "--codebook_size=99999"], "fewer than the 99999 asked for"),
