@@ -73,7 +73,7 @@ class Report:
     rejects: tuple[Reject, ...]
     doubled_captions: int  # the same text given twice for one picture: used once
     notes: tuple[str, ...] = ()
-    filtered: tuple[Reject, ...] = ()  # sound, and not wanted (data/filters.py): no part of the fraction
+    filtered: tuple[Reject, ...] = ()  # sound, and not wanted (data/filters.py): seen, but not rejected
 
     @property
     def counts(self) -> dict[str, int]:
@@ -81,9 +81,14 @@ class Report:
         return _by_reason(self.rejects)
 
     @property
+    def seen(self) -> int:
+        """All files: kept, left out by filters, rejected."""
+        return self.kept + len(self.filtered) + len(self.rejects)
+
+    @property
     def fraction(self) -> float:
         """Rejected files over all files seen, in [0, 1]."""
-        return len(self.rejects) / max(1, self.kept + len(self.rejects))
+        return len(self.rejects) / max(1, self.seen)
 
     def summary(self) -> str:
         """One paragraph for the log; what of a file's name is no UTF-8 is escaped, as in the report."""
@@ -141,14 +146,13 @@ class Report:
         """ValueError where more than `max_rejected` (in [0, 1]) of the files were rejected, or nothing is left."""
         if self.kept and self.fraction <= max_rejected:
             return
-        total = self.kept + len(self.rejects)
         remedy = (
             f"mend them or set max_rejected={min(1.0, self.fraction + 0.01):.2f}"
             if self.kept
             else "nothing is left to train on"
         )
         raise ValueError(
-            f"{self.folder}: {len(self.rejects):,} of {total:,} files rejected ({self.fraction:.1%}; max_rejected="
+            f"{self.folder}: {len(self.rejects):,} of {self.seen:,} files rejected ({self.fraction:.1%}; max_rejected="
             f"{max_rejected} allows {max_rejected:.1%}); {remedy}: {_listed(self.counts)}. {self._first()}"
         )
 

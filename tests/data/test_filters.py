@@ -124,6 +124,22 @@ def test_the_report_counts_each_reason(folder, tmp_path):
     assert record["kept"] == len(source) == 3
 
 
+@pytest.mark.parametrize("filters", [{"min_caption_length": 5}, {"min_caption_length": 5, "max_aspect_ratio": 2}])
+def test_what_is_left_out_makes_no_more_of_the_rejects(tmp_path, filters):
+    """One broken picture in twenty stays one in twenty, though the filters leave one sound one."""
+    with (tmp_path / "captions.jsonl").open("w") as table:
+        for number in range(20):
+            text = "a long caption" if number < 2 else "x"
+            table.write(json.dumps({"file_name": f"{number:02}.png", "text": text}) + "\n")
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "00.png").write_bytes(b"no picture")
+    source = filtered(tmp_path, **filters)
+    assert len(source) == 1 and len(source.report.filtered) == 18
+    assert source.report.fraction == 0.05
+    with pytest.raises(ValueError, match=r"1 of 20 files rejected \(5.0%; .* set max_rejected=0.06"):
+        source.report.enforce(0.04)
+
+
 def test_other_filters_are_other_data(folder):
     prints = {
         fingerprint(FolderSource(folder, need_captions=True)),
