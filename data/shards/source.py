@@ -226,7 +226,7 @@ class _OpenShard:
 
 
 class _OpenShards:
-    """Bytes of shards, of which the last few used stay open; each is seen to be the one that was indexed.
+    """Bytes of shards, of which the last few used stay open; at each reading it is seen to be the one indexed.
 
     Several threads may read.
     """
@@ -242,7 +242,12 @@ class _OpenShards:
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Raises ValueError naming the shard where it has changed, gone or cannot be read."""
         try:
-            return read_bytes(self._opened(shard), int(offset), int(size))
+            file = self._opened(shard)
+            content = read_bytes(file, int(offset), int(size))
+            self._check(
+                shard, file
+            )  # afterwards: it may have been written over in place at any time since it was opened
+            return content
         except DamagedShard as error:
             raise ValueError(f"{self._paths[shard]}: {error}") from error
         except OSError as error:
@@ -252,10 +257,13 @@ class _OpenShards:
         with self._lock:
             if shard not in self._open:
                 file = _OpenShard(self._paths[shard])
-                if Stamp.of(os.fstat(file.fileno())) != self._stamps[shard]:
-                    raise DamagedShard("has changed since this run began: start it anew")
+                self._check(shard, file)
                 self._open[shard] = file
             self._open.move_to_end(shard)
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
             return self._open[shard]
+
+    def _check(self, shard: int, file: _OpenShard) -> None:
+        if Stamp.of(os.fstat(file.fileno())) != self._stamps[shard]:
+            raise DamagedShard("has changed since this run began: start it anew")

@@ -293,6 +293,19 @@ def test_a_shard_that_changes_under_way_is_noticed(tmp_path):
         source.captions(15)
 
 
+def test_a_shard_written_over_in_place_while_it_is_open_is_noticed(tmp_path):
+    path = write_tar(tmp_path / "a.tar", sample(1) + sample(2))
+    source = open_shards(path)
+    assert number_of(source.image(0)) == 1
+    other = write_tar(tmp_path / "b.tar", sample(3) + sample(4))
+    assert other.stat().st_size == path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    for read in (source.image, source.captions):
+        with pytest.raises(ValueError, match=r"a\.tar: has changed since this run began"):
+            read(0)
+
+
 def test_only_a_few_shards_stay_open(tmp_path, monkeypatch):
     monkeypatch.setattr("data.shards.source.OPEN_FILES", 3)
     source = open_shards(shards_of(tmp_path, range(30), size=3))
