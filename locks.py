@@ -16,6 +16,7 @@ except ImportError:  # no POSIX
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"  # in the folder, while it is being written
+TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _held: set[int] = set()  # file descriptors
 
@@ -65,9 +66,11 @@ def _flock(descriptor: int, path: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError as error:
-            if error.errno not in UNSUPPORTED:
+            if error.errno in TAKEN:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
                 raise ValueError(f"{path.parent} is being written by {holder}: wait for its end") from error
+            if error.errno not in UNSUPPORTED:
+                raise OSError(error.errno, error.strerror, str(path)) from error
             unsupported = str(error)
     log.warning("%s cannot be locked (%s): nothing keeps a second process from writing there", path.parent, unsupported)
 

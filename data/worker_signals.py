@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from multiprocessing import parent_process
 
 FOR_THE_MAIN_PROCESS = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
@@ -18,7 +19,7 @@ def leave_signals_to_main(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which alone says who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_obey, args=[os.getppid()], daemon=True).start()
+        threading.Thread(target=_obey, args=[parent_process().pid], daemon=True).start()
 
 
 def _obey(main: int) -> None:

@@ -113,6 +113,15 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog, code
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_other_errors_are_not_taken_for_a_lock(tmp_path, monkeypatch):
+    def flock(*_) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with pytest.raises(OSError, match=rf"{os.strerror(errno.EIO)}: .*\{LOCK}"), only_writer(tmp_path):
+        pass
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), only_writer(tmp_path / "file" / "run"):

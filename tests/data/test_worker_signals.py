@@ -18,9 +18,11 @@ class Pids(Dataset):
         return os.getpid()
 
 
-@pytest.fixture
-def batches() -> Iterator[Iterator[int]]:
-    loader = DataLoader(Pids(), batch_size=None, num_workers=1, prefetch_factor=1, worker_init_fn=leave_signals_to_main)
+@pytest.fixture(params=["fork", "forkserver"])
+def batches(request) -> Iterator[Iterator[int]]:
+    """Of a worker whose main process is its parent, and of one whose parent is another."""
+    settings = {"num_workers": 1, "prefetch_factor": 1, "worker_init_fn": leave_signals_to_main}
+    loader = DataLoader(Pids(), batch_size=None, multiprocessing_context=request.param, **settings)
     iterator = iter(loader)
     yield iterator
     del iterator
