@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -40,7 +40,7 @@ from data.split import SPLITS, UNSAID, key_hash
 from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
-VERSION = "1"  # of the rules by which samples are found; another one makes every index anew
+VERSION = "2"  # of the rules by which samples are found; another one makes every index anew
 SUFFIX = ".index"
 _SHOWN = 5  # damaged shards that a message names
 
@@ -185,8 +185,8 @@ def _keep(index: ShardIndex, path: Path) -> None:
         "digest": index.digest,
         "rejects": index.rejects,
         "broken": index.broken,
-        "sum": _sum(arrays),
     }
+    header["sum"] = _sum(header, arrays)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # each device may make the same index
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,8 @@ def _load(path: Path, stamp: Stamp) -> ShardIndex | None:
         with safe_open(path, "np") as file:
             header = json.loads((file.metadata() or {})["index"])
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        if header["version"] != VERSION or Stamp(*header["stamp"]) != stamp or header["sum"] != _sum(arrays):
+        said = header.pop("sum")
+        if header["version"] != VERSION or Stamp(*header["stamp"]) != stamp or said != _sum(header, arrays):
             return None
         rejects = tuple(Reject(name, Reason(reason), detail) for name, reason, detail in header["rejects"])
         broken = header["broken"]
@@ -219,8 +220,9 @@ def _load(path: Path, stamp: Stamp) -> ShardIndex | None:
         return None
 
 
-def _sum(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _sum(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    """Of everything that the file holds but the sum itself."""
+    digest = hashlib.blake2b(json.dumps(header).encode(), digest_size=16)
     for array in arrays.values():
         digest.update(f"{array.dtype.str} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()

@@ -241,7 +241,9 @@ def test_an_index_is_kept_and_used(tmp_path, monkeypatch):
     assert contents(again) == contents(first) and fingerprint(again) == fingerprint(first)
 
 
-@pytest.mark.parametrize("how", ["changed", "touched", "damaged index", "flipped index", "other rules"])
+@pytest.mark.parametrize(
+    "how", ["changed", "touched", "damaged index", "flipped index", "flipped header", "other rules"]
+)
 def test_an_index_is_made_anew(tmp_path, how, monkeypatch):
     path = write_tar(tmp_path / "a.tar", [*sample(1), ("x.txt", b"alone")])
     first = open_shards(path)
@@ -256,6 +258,10 @@ def test_an_index_is_made_anew(tmp_path, how, monkeypatch):
         content = bytearray(index.read_bytes())
         content[-9] ^= 1
         index.write_bytes(content)
+    elif how == "flipped header":
+        content = index.read_bytes()
+        assert content.count(b"a.tar: x") == 1
+        index.write_bytes(content.replace(b"a.tar: x", b"a.tar: y"))
     else:
         monkeypatch.setattr("data.shards.index.VERSION", "0")
     made = []
