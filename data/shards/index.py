@@ -88,7 +88,8 @@ def open_indexes(shards: Sequence[Path], folder: Path | None, *, decode: bool) -
     `decode` has every picture decoded, so that `broken` is known. Raises ValueError naming all shards that are damaged.
     """
     # Processes that start at the same time, one a device, find what the others have made, each going its own way round.
-    places = random.sample(range(len(shards)), len(shards))
+    # The drawing is the system's: the global generator is seeded alike in all of them, and the run's own.
+    places = random.SystemRandom().sample(range(len(shards)), len(shards))
     with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter's lock
         found = pool.map(lambda place: _index_or_damage(shards[place], folder, decode), places)
         told = with_progress(found, len(shards), shards[0].parent, done="indexed", things="shards")

@@ -3,9 +3,12 @@
 import json
 import os
 import pickle
+import random
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import webdataset
@@ -270,6 +273,27 @@ def test_an_index_is_made_anew(tmp_path, how, monkeypatch):
     assert made == [path]
     assert contents(source) == [(f"{n:09d}", n, (f"thing {n}",), None) for n in ([2] if how == "changed" else [1])]
     assert (fingerprint(source) == fingerprint(first)) == (how != "changed")
+
+
+def test_indexing_leaves_the_global_generator_alone(tmp_path, monkeypatch):
+    """And does not go by it: seeded alike, devices would all index the same shard at the same time."""
+    shards_of(tmp_path, range(30), size=1)
+    orders = []
+    for _ in range(2):
+        order = []
+        with monkeypatch.context() as context:
+            context.setattr("data.shards.index.ThreadPoolExecutor", lambda: nullcontext(SimpleNamespace(map=map)))
+            context.setattr(
+                "data.shards.index.make_index", lambda shard, to=order: to.append(shard) or make_index(shard)
+            )
+            random.seed(7)
+            before = random.getstate()
+            open_shards(tmp_path)
+        assert random.getstate() == before
+        orders.append(order)
+        for path in tmp_path.glob("*.index"):
+            path.unlink()
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
 
 
 def test_indexes_in_a_folder_of_their_own(tmp_path, caplog):
