@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from data.folder import FolderSource
 from data.shards.packing import pack, refuse_existing
@@ -31,7 +32,7 @@ def run(args: Sequence[str]) -> None:
         options.folder,
         need_captions=not options.no_captions,
         max_rejected=options.max_rejected,
-        report=f"{options.out}-rejects.json",
+        report=f"{Path(options.out)}-rejects.json",  # beside it, also where a slash ends the name
     )
     shards = pack(source, options.out, size=options.size)
     print(f"{len(source):,} pictures in {shards:,} shards: {options.out}")

@@ -113,3 +113,9 @@ def test_the_command(folder, tmp_path, capsys):
     command = [sys.executable, "-m", "data.shards", "pack", str(folder), "--out", str(tmp_path / "shards")]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "exists already" in done.stderr
+
+
+def test_the_folder_to_make_may_end_with_a_slash(folder, tmp_path):
+    run(["pack", str(folder), "--out", f"{tmp_path}/shards/"])
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["00000.tar"]
+    assert (tmp_path / "shards-rejects.json").is_file()
