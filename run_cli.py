@@ -1,6 +1,7 @@
 """LightningCLI with a run folder: what both kinds of training share on their command line, and how a run goes."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ import cli
 from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.dry_run import DryRun
+from callbacks.output import say
 from callbacks.pictures import PictureWriter
 from callbacks.process_watch import ProcessWatch
 from callbacks.progress import Progress
@@ -153,9 +155,9 @@ class RunCLI(LightningCLI):
 
     def _end(self, resumed: str | None) -> None:
         if self.checkpoint.stopped:
-            print(f"stopped at step {self.trainer.global_step}; to go on: {self.to_go_on}")
+            say(f"stopped at step {self.trainer.global_step}; to go on: {self.to_go_on}", sys.stdout)
         self._export_checkpoint(resumed)
-        print(f"model: {self.run_folder / cli.MODEL_FOLDER}")
+        say(f"model: {self.run_folder / cli.MODEL_FOLDER}", sys.stdout)
 
     def _start(self, ckpt_path: str | None) -> str | None:
         """The checkpoint to go on from. Raises ValueError where a run would be overwritten, or there is none."""

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm
 
+from callbacks.output import say
 from callbacks.run_state import total_steps
 
 
@@ -66,7 +67,7 @@ class Progress(ProgressBar):
         total = total_steps(trainer)
         of = f" of {total}" if total else ""
         shown = "".join(f"  {name} {value}" for name, value in self._metrics(trainer, pl_module).items())
-        print(f"step {trainer.global_step}{of}{clock}{shown}", flush=True)
+        say(f"step {trainer.global_step}{of}{clock}{shown}", sys.stdout)
 
     def _left(self, trainer: pl.Trainer, now: float) -> str:
         total, done = total_steps(trainer), trainer.global_step - self._first_step

@@ -5,9 +5,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any
+
+from callbacks.output import say
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
@@ -58,5 +59,4 @@ class StopSignals:
             said = "the run is at its end already; Ctrl-C again stops at once"
         else:
             said = f"stopping after this {part}; Ctrl-C again stops at once, without a checkpoint"
-        with suppress(RuntimeError):  # the signal came while this very stream was being written to
-            print(f"\n{said}", file=sys.stderr)
+        say(f"\n{said}", sys.stderr)

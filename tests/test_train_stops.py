@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 import cli
+from callbacks.progress import Progress
 from model_files import load_config
 from run_cli import CHECKPOINT
 from tests.runs import (
@@ -174,6 +175,22 @@ def test_under_slurm_lightning_leaves_the_signals_alone(number, tmp_path, ctrl_c
     assert stop.value.code == 0
     assert files_in(tmp_path / "run") == RUN_FILES | MODEL_FILES
     assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+
+
+def test_a_reader_that_is_gone_costs_no_checkpoint(tmp_path, ctrl_c_at, monkeypatch):
+    """`train.py 2>&1 | tee log`: a signal to the group ends tee, too."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ctrl_c_at(3, number=signal.SIGTERM)
+    monkeypatch.setattr(Progress.__init__, "__defaults__", (0,))  # a line after each step
+    with monkeypatch.context() as patched, os.fdopen(writer, "w") as out, os.fdopen(os.dup(writer), "w") as err:
+        patched.setattr(sys, "stdout", out)
+        patched.setattr(sys, "stderr", err)
+        with pytest.raises(SystemExit) as stop:
+            cli.run(lambda: fit("tokenizer", tmp_path / "run", "--trainer.max_steps=100"))
+    assert stop.value.code == 0
+    assert checkpoint_of(tmp_path / "run")["global_step"] == 3
+    assert load_config(tmp_path / "run" / "model")["codebook_size"] == 16
 
 
 def test_ctrl_c_after_that_stops_at_once(tmp_path, monkeypatch):
