@@ -1,9 +1,10 @@
 """What is set about shards; checked when it is made."""
 
-import math
 from dataclasses import dataclass
 
 from data.shards.paths import is_stream
+
+MAX_WEIGHT = 1e15  # of a set, so that sums of them stay numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class ShardSet:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("path is empty, expected a tar, a folder of tars or a pattern such as a/{000..099}.tar")
-        if self.weight is not None and not (self.weight > 0 and math.isfinite(self.weight)):
-            raise ValueError(f"weight={self.weight} of {self.path}, expected a number above 0")
+        if self.weight is not None and not 0 < self.weight <= MAX_WEIGHT:
+            raise ValueError(f"weight={self.weight} of {self.path}, expected a number above 0, at most {MAX_WEIGHT:g}")
 
 
 @dataclass(frozen=True, kw_only=True)

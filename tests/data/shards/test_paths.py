@@ -1,9 +1,11 @@
 """From paths, patterns and folders to shards."""
 
+import os
+
 import pytest
 
 from data.shards.config import ShardsConfig, ShardSet
-from data.shards.paths import is_stream, local_shards
+from data.shards.paths import count_names, expand, is_stream, local_shards
 
 
 @pytest.fixture
@@ -37,6 +39,8 @@ def test_a_name_with_braces_that_is_there_is_no_pattern(tmp_path):
         ("0000{1,1}.tar", "names a shard twice"),
         ("empty", r"empty: no \.tar files"),
         ("a.tar.gz", r"a\.tar\.gz: compressed"),
+        ("{00000..99999999999}.tar", "stands for 100,000,000,000 shards, expected at most 1,000,000"),
+        ("{{0..9999},{0..999}{0..999}}.tar", "stands for 1,010,000 shards"),
         ("${NOT_SET_ANYWHERE}.tar", "WDS_NOT_SET_ANYWHERE"),
     ],
 )
@@ -45,6 +49,21 @@ def test_wrong_paths(folder, path, said):
     (folder / "a.tar.gz").touch()
     with pytest.raises(ValueError, match=said):
         local_shards(f"{folder}/{path}")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a", "{000..099}", "{9..1..2}", "{a..e}{x,y}", "{a/{0..9},b/{00..20..5},c}", "{1}", "a,b{2,3,}", r"\{1,2\}{3,4}"],
+)
+def test_names_are_counted_as_they_are_expanded(pattern):
+    assert count_names(pattern) == len(expand(pattern))
+
+
+def test_nothing_but_files_is_opened(folder):
+    os.mkfifo(folder / "00012.tar")
+    for path in (folder, folder / "00012.tar", f"{folder}/{{00011..00012}}.tar"):
+        with pytest.raises(ValueError, match=r"00012\.tar: not a regular file"):
+            local_shards(str(path))
 
 
 def test_what_only_streams():
@@ -60,6 +79,7 @@ def test_what_only_streams():
         (lambda: ShardSet(path=""), "path is empty"),
         (lambda: ShardSet(path="a", weight=0), "weight=0 of a, expected a number above 0"),
         (lambda: ShardSet(path="a", weight=float("inf")), "weight=inf"),
+        (lambda: ShardSet(path="a", weight=1e308), "weight=1e.308 of a, expected a number above 0, at most 1e.15"),
         (lambda: ShardsConfig(sets=[]), r"shards\.sets is empty"),
     ],
 )
