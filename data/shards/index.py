@@ -201,6 +201,8 @@ def _keep(index: ShardIndex, path: Path) -> None:
 
 def _load(path: Path, stamp: Stamp) -> ShardIndex | None:
     """The index that is kept, or None where there is none, or it is damaged, of other rules or of another shard."""
+    if not path.is_file():  # a named pipe would block for ever
+        return None
     try:
         with safe_open(path, "np") as file:
             header = json.loads((file.metadata() or {})["index"])

@@ -1,5 +1,6 @@
 """Every hostile shard is read, refused by its name, or its samples are counted with their reasons."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from data.rejects import Reason, Rejected
 from data.shards.grouping import key_and_suffix
+from data.shards.index import index_file
 from data.shards.source import ShardsSource
 from tests.hostile.tars import SHARDS, SOUND, Shard
 
@@ -66,3 +68,11 @@ def test_flipped_bits(tmp_path: Path, places: list[int], end: int):
 def test_names_are_parted_as_the_library_parts_them(name: str):
     pattern = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name)
     assert key_and_suffix(name) == (pattern.groups() if pattern else None)
+
+
+def test_a_named_pipe_in_place_of_an_index(tmp_path: Path):
+    shard = tmp_path / "00000.tar"
+    shard.write_bytes(SOUND)
+    os.mkfifo(index_file(shard, None))
+    assert len(opened(shard)) >= 2
+    assert index_file(shard, None).is_file()
