@@ -6,6 +6,7 @@ is the archive's comment, at the end. In a sidecar it could be that of another c
 
 import hashlib
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from model_files import mismatches
 
 OF_ALL_CHECKPOINTS = ("pytorch-lightning_version", "global_step")  # without these, none is read
 TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
+FOREIGN = re.compile(r"GLOBAL (\S+)")  # in torch.load's message: what a file wants to be called
 COMMENT = re.compile(rb"sha256:([0-9a-f]{64})")
 COMMENT_BYTES = 71
 ARCHIVE_END = b"PK\x05\x06"
@@ -160,6 +162,10 @@ def _read(path: Path) -> dict[str, Any]:
         checkpoint["state_dict"].items()
     except OSError:
         raise
+    except pickle.UnpicklingError as error:  # torch's words are advice to run whatever the file says
+        asked = FOREIGN.search(str(error))
+        what = f"it asks for {asked[1]}" if asked else "it cannot be unpickled"
+        raise _damaged(path, f"{what}, expected tensors and plain values") from error
     except Exception as error:  # a damaged pickle runs into anything
         raise _damaged(path, str(error) or type(error).__name__) from error
     return checkpoint

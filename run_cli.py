@@ -85,6 +85,9 @@ class RunCLI(LightningCLI):
         """Leaves sys.argv alone: on several devices, Lightning starts the script again with it."""
         self.config = parser.parse_args(args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's would read the file before anything has looked at it; `_start` and `validate` read it checked."""
+
     def before_instantiate_classes(self) -> None:
         trainer = self.config[self.subcommand].trainer
         if trainer.precision is None:

@@ -1,5 +1,7 @@
 """What train.py refuses, in one line and with exit code 2."""
 
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 
@@ -77,6 +79,25 @@ def test_nothing_to_go_on_with(fails, tmp_path, command):
         said = fails("tokenizer", command, *arguments("tokenizer", tmp_path / "run", f"--ckpt_path={ckpt_path}"))
         assert "no checkpoint" in said
         assert f"{ckpt_path.removesuffix('.ckpt')}.ckpt" in said
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple:
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_checkpoint_by_name_that_is_damaged_or_hostile(fails, command, tokenizer_run, tmp_path):
+    half, pickled, archived = (tmp_path / f"{name}.ckpt" for name in ("half", "pickled", "archived"))
+    content = (tokenizer_run / CHECKPOINT).read_bytes()
+    half.write_bytes(content[: len(content) // 2])
+    pickled.write_bytes(pickle.dumps(_Hostile()))
+    torch.save({"state_dict": {}, "global_step": _Hostile()}, archived)
+    for path in (half, pickled, archived):
+        said = fails("tokenizer", command, *arguments("tokenizer", tmp_path / "run", f"--ckpt_path={path}"))
+        assert f"{path} is damaged or no training checkpoint: " in said
+        assert "weights_only" not in said
+    assert f"it asks for {os.system.__module__}.system, expected tensors and plain values" in said
 
 
 def test_half_a_checkpoint(fails, tokenizer_run, tmp_path):
