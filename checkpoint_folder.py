@@ -5,6 +5,7 @@ one that counts as damaged, or none where there was one.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from checkpoint_files import DamagedCheckpoint, step_of, sync_folder, write_chec
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
-NUMBERED = "step-*.ckpt"
+NUMBERED = re.compile(r"step-[0-9]+\.ckpt")
 ASIDE = ".damaged"  # what is put behind the name of a checkpoint that is not to be gone on from
 
 
@@ -53,7 +54,9 @@ class CheckpointFolder:
         self._damaged: list[Path] = []
 
     def newest_first(self) -> list[Path]:
-        numbered = sorted(self.folder.glob(NUMBERED), key=_step_in_name, reverse=True)
+        """Those that `write` named: copies under other names are somebody else's, and stay."""
+        ours = [path for path in self.folder.glob("step-*.ckpt") if NUMBERED.fullmatch(path.name)]
+        numbered = sorted(ours, key=_step_in_name, reverse=True)
         return [*([self.last] if self.last.is_file() else []), *numbered]
 
     def newest_good(self, load: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
@@ -106,7 +109,7 @@ class CheckpointFolder:
             self._damaged.append(self.last)
             return
         if step != next_step:
-            self.last.replace(self.folder / NUMBERED.replace("*", f"{step:07d}"))
+            self.last.replace(self.folder / f"step-{step:07d}.ckpt")
 
     def _prune(self) -> None:
         numbered = self.newest_first()[1:]
@@ -121,5 +124,4 @@ class CheckpointFolder:
 
 
 def _step_in_name(path: Path) -> int:
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdecimal() else -1
+    return int(path.stem.removeprefix("step-"))

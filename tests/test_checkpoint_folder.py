@@ -64,6 +64,16 @@ def test_a_resumed_run_prunes_as_one_that_went_through(tmp_path):
     assert names(folder_in(tmp_path / "parts")) == names(folder_in(tmp_path / "whole"))
 
 
+def test_what_has_another_name_is_not_ours(tmp_path):
+    files = folder_in(tmp_path)
+    steps_kept(files, [2, 5])
+    others = ["step-0000002-good.ckpt", "step-best.ckpt", "step-.ckpt", "step-²3.ckpt"]
+    for name in others:
+        (files.folder / name).write_bytes(files.last.read_bytes())
+    assert steps_kept(files, [9, 12]) == [12, 9]
+    assert set(names(files)) == {"last.ckpt", "step-0000009.ckpt", *others}
+
+
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-500]), Path.unlink])
 def test_the_one_before_is_taken_and_said(tmp_path, damage, caplog):
     files = folder_in(tmp_path)
