@@ -6,6 +6,7 @@ The index is a safetensors file. Of N samples in the order of the shard it holds
     bounds   (N + 1,)  uint64: key n is strings[bounds[n] : bounds[n + 1]]
     hashes   (N,)      uint64: `data.split.key_hash` of each key
     splits   (N,)      uint8: place in `data.split.SPLITS`, or UNSAID
+    contents (N,)      uint64: 64 bits of BLAKE2b of the picture's bytes
     pictures (N, 2)    uint64: first byte and length of the picture in the shard
     captions (N, 2)    uint64: the same of what holds the caption
     forms    (N,)      uint8: `grouping.Form` of the caption
@@ -64,6 +65,7 @@ class ShardIndex(NamedTuple):
     bounds: np.ndarray
     hashes: np.ndarray
     splits: np.ndarray
+    contents: np.ndarray
     pictures: np.ndarray
     captions: np.ndarray
     forms: np.ndarray
@@ -79,7 +81,7 @@ class ShardIndex(NamedTuple):
         return self.strings[int(self.bounds[row]) : int(self.bounds[row + 1])].tobytes().decode()
 
 
-_ARRAYS = ("strings", "bounds", "hashes", "splits", "pictures", "captions", "forms")
+_ARRAYS = ("strings", "bounds", "hashes", "splits", "contents", "pictures", "captions", "forms")
 
 
 def open_indexes(shards: Sequence[Path], folder: Path | None, *, decode: bool) -> list[ShardIndex]:
@@ -169,6 +171,7 @@ def _index(stamp: Stamp, samples: Sequence[Sample], rejects: tuple[Reject, ...])
         splits=np.array(
             [UNSAID if sample.split is None else SPLITS.index(sample.split) for sample in samples], np.uint8
         ),
+        contents=np.frombuffer(b"".join(sample.digest[:8] for sample in samples), "<u8"),
         pictures=np.array([sample.picture for sample in samples], np.uint64).reshape(-1, 2),
         captions=np.array([sample.caption for sample in samples], np.uint64).reshape(-1, 2),
         forms=np.array([sample.form for sample in samples], np.uint8),

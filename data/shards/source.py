@@ -2,7 +2,8 @@
 
 Shards on disk are indexed (index.py) and then read at random where they lie, so everything that holds for a folder of
 pictures holds for them: the order of the samples is one permutation of all of them, the number of workers and devices
-changes nothing, and a run goes on exactly where it stopped. What a sample is, grouping.py says.
+changes nothing, and a run goes on exactly where it stopped. What a sample is, grouping.py says. Of
+samples with the same key, and of pictures with the same bytes, the first is used.
 
 Each shard is read once when it is first seen: its headers, texts, and the bytes of the pictures, which only tells that
 they are pictures and which. A picture that turns out broken when it is decoded is `Rejected` then (data/samples.py says
@@ -15,7 +16,7 @@ import logging
 import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,7 @@ class ShardsSource:
             self._indexes += open_indexes(paths, folder, decode=decode)
             self._set_of_shard += [number] * len(paths)
         self._firsts = np.cumsum([0, *(len(index.forms) for index in self._indexes)])  # (shards + 1,) rows before each
+        self._hashes = self._key_hashes()
         self._rows, rejects = self._usable()  # (N,) int64, over all shards
         self._files = _OpenShards(self._paths, [index.stamp for index in self._indexes])
         self.report = self._report(rejects)
@@ -113,9 +115,8 @@ class ShardsSource:
 
     def split_table(self) -> SplitTable:
         """As `data.split.Tabled` has it."""
-        hashes = np.concatenate([self._hashes(shard) for shard in range(len(self._indexes))])
         splits = np.concatenate([index.splits for index in self._indexes])
-        return SplitTable(hashes[self._rows], splits[self._rows])
+        return SplitTable(self._hashes[self._rows], splits[self._rows])
 
     def identity(self) -> Iterator[str]:
         """The sets' names and weights, and of each shard a digest of all its samples; the shards may lie anywhere."""
@@ -124,6 +125,9 @@ class ShardsSource:
         )
         for number, index in zip(self._set_of_shard, self._indexes, strict=True):
             yield f"{number} {index.digest}"
+        copies = sum(reject.reason == Reason.DUPLICATE for reject in self.report.rejects)
+        if copies:  # the first runs trained on them, so they had other samples
+            yield f"without {copies} copies"
 
     def by_set(self, indices: Tensor) -> list[Tensor]:
         """Indices, int64, of samples of each set, in the order in which they are given."""
@@ -159,21 +163,34 @@ class ShardsSource:
             broken = {int(first) + row: said for first, index in self._with_firsts() for row, said in index.broken}
             rejects += [Reject(self._where(row), Reason.BROKEN, said) for row, said in broken.items()]
             rows = rows[~np.isin(rows, list(broken))]
-        hashes = np.concatenate([self._hashes(shard) for shard in range(len(self._indexes))])[rows]
-        distinct, first = np.unique(hashes, return_index=True)
+        rows, doubled = self._without_repeats(rows, self._hashes, self._doubled)
+        contents = np.concatenate([index.contents for index in self._indexes])
+        rows, copies = self._without_repeats(rows, contents, self._copy)
+        return rows, rejects + doubled + copies
+
+    @staticmethod
+    def _without_repeats(
+        rows: np.ndarray, values: np.ndarray, reject: Callable[[int, int], Reject]
+    ) -> tuple[np.ndarray, list[Reject]]:
+        """The rows without those whose value (of `values`, by row) an earlier one has, and the rejects of these."""
+        distinct, first = np.unique(values[rows], return_index=True)
         again = np.setdiff1d(np.arange(len(rows)), first)
-        before = first[np.searchsorted(distinct, hashes[again])]
-        rejects += [self._doubled(*pair) for pair in zip(rows[again].tolist(), rows[before].tolist(), strict=True)]
-        return rows[np.sort(first)], rejects
+        before = first[np.searchsorted(distinct, values[rows[again]])]
+        return rows[np.sort(first)], list(map(reject, rows[again].tolist(), rows[before].tolist()))
 
     def _with_firsts(self) -> Iterator[tuple[int, ShardIndex]]:
         return zip(self._firsts[:-1].tolist(), self._indexes, strict=True)
 
-    def _hashes(self, shard: int) -> np.ndarray:
-        index = self._indexes[shard]
-        if not self._set(shard).name:
-            return index.hashes
-        return np.array([key_hash(self._key(shard, row)) for row in range(len(index.forms))], np.uint64)
+    def _key_hashes(self) -> np.ndarray:
+        """(rows,) uint64, of all shards; those of sets with a name are not in the indexes."""
+        hashes = []
+        for shard, index in enumerate(self._indexes):
+            if self._set(shard).name:
+                keys = (self._key(shard, row) for row in range(len(index.forms)))
+                hashes.append(np.fromiter(map(key_hash, keys), np.uint64, len(index.forms)))
+            else:
+                hashes.append(index.hashes)
+        return np.concatenate(hashes)
 
     def _without_caption(self, row: int, form: int) -> Reject:
         if form == Form.UNREADABLE:
@@ -189,6 +206,10 @@ class ShardsSource:
                 f"{self._key(shard, row - int(self._firsts[shard]))!r} in common: give the sets names"
             )
         return Reject(self._where(row), Reason.DOUBLED_KEY, f"also in {self._where(before)}")
+
+    def _copy(self, row: int, before: int) -> Reject:
+        """Also across sets: the keys of two copies may fall on different sides of the split."""
+        return Reject(self._where(row), Reason.DUPLICATE, f"same bytes as {self._where(before)}")
 
     def _where(self, row: int) -> str:
         shard = int(self._shards_of(row))

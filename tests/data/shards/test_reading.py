@@ -254,7 +254,7 @@ def mixture(tmp_path: Path, *weights: float | None, sizes=(600, 100)) -> ShardsC
     for number, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
         folder = tmp_path / str(number)
         if not folder.exists():
-            shards_of(folder, range(size), size=50)
+            shards_of(folder, range(1000 * number, 1000 * number + size), size=50)
         sets.append(ShardSet(path=str(folder), weight=weight, name="ab"[number]))
     return ShardsConfig(sets=sets)
 

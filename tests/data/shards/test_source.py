@@ -20,7 +20,7 @@ from data.shards.grouping import key_and_suffix
 from data.shards.index import Stamp, index_file, make_index
 from data.shards.source import ShardsSource
 from data.source import Source
-from data.split import _table, fingerprint
+from data.split import _table, fingerprint, key_hash
 from tests.data.shards.tars import Member, number_of, picture, sample, shards_of, write_tar
 
 
@@ -86,7 +86,7 @@ def test_keys_are_the_librarys(name):
 
 def test_captions_and_which_come_first(tmp_path):
     def sample_of(key: str, text: str | None = None, **meta) -> list[Member]:
-        members = [(f"{key}.png", picture(1)), (f"{key}.json", json.dumps(meta).encode())]
+        members = [(f"{key}.png", picture(ord(key))), (f"{key}.json", json.dumps(meta).encode())]
         return members + ([] if text is None else [(f"{key}.txt", text.encode())])
 
     path = write_tar(
@@ -190,6 +190,30 @@ def test_a_key_that_comes_again_in_another_shard(tmp_path):
     assert rejects(source) == [("1.tar: 000000002", Reason.DOUBLED_KEY)]
 
 
+def test_copies_of_a_picture_are_rejected_whatever_their_keys(tmp_path):
+    """Else one could be trained on and its copy validated on. Copies without a caption cost nothing."""
+    bare = ("bare.png", picture(3))
+    copies = [("copy.png", picture(1)), ("copy.json", b'{"caption": "another", "split": "val"}')]
+    write_tar(tmp_path / "a" / "0.tar", [bare, *sample(1), *copies, *sample(2)])
+    write_tar(tmp_path / "b" / "1.tar", [("again.png", picture(2)), ("again.txt", b"t"), *sample(3)])
+    sets = [ShardSet(path=str(tmp_path / name), name=name) for name in ("a", "b")]
+    source = open_shards(ShardsConfig(sets=sets))
+    assert [source.key(i) for i in range(len(source))] == ["a/000000001", "a/000000002", "b/000000003"]
+    assert [str(reject) for reject in source.report.rejects[1:]] == [
+        "0.tar: a/copy (duplicate picture: same bytes as 0.tar: a/000000001)",
+        "1.tar: b/again (duplicate picture: same bytes as 0.tar: a/000000002)",
+    ]
+    assert list(source.identity())[-1] == "without 2 copies"
+
+
+def test_keys_of_named_sets_are_hashed_once(tmp_path, monkeypatch):
+    shards_of(tmp_path, range(12))
+    hashed = []
+    monkeypatch.setattr("data.shards.source.key_hash", lambda key: hashed.append(key) or key_hash(key))
+    open_shards(ShardsConfig(sets=[ShardSet(path=str(tmp_path), name="a")])).split_table()
+    assert hashed == [f"a/{n:09d}" for n in range(12)]
+
+
 def test_an_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.tar: 000000001\.json: split is 'held out', expected one of train"):
         one(tmp_path, sample(1, split="held out"))
@@ -223,7 +247,8 @@ def test_a_picture_broken_behind_its_header_is_rejected_when_it_is_read(tmp_path
 
 def test_all_pictures_decoded_beforehand(tmp_path, monkeypatch):
     broken = picture(1, "JPEG", (64, 64))[:-20]
-    members = [("x.jpg", broken), ("x.txt", b"t"), *sample(1), ("y.jpg", broken), ("y.txt", b"t")]
+    other = picture(2, "JPEG", (64, 64))[:-20]
+    members = [("x.jpg", broken), ("x.txt", b"t"), *sample(1), ("y.jpg", other), ("y.txt", b"t")]
     before = fingerprint(one(tmp_path, members))
     source = one(tmp_path, members, decode=True)
     assert rejects(source) == [("a.tar: x", Reason.BROKEN), ("a.tar: y", Reason.BROKEN)]
@@ -379,9 +404,9 @@ def test_the_fingerprint_is_that_of_the_samples(tmp_path):
 
 
 def test_the_split_table_is_what_the_keys_give(tmp_path):
-    for name in ("a", "b"):
-        members = [m for n in range(60) for m in sample(n, **({"split": "test"} if n % 7 == 0 else {}))]
-        write_tar(tmp_path / name / "0.tar", [*members, ("bare.png", picture(1))])
+    for first, name in ((0, "a"), (60, "b")):
+        members = [m for n in range(first, first + 60) for m in sample(n, **({"split": "test"} if n % 7 == 0 else {}))]
+        write_tar(tmp_path / name / "0.tar", [*members, ("bare.png", picture(200))])
     sets = [ShardSet(path=str(tmp_path / "a")), ShardSet(path=str(tmp_path / "b"), name="b")]
     source = open_shards(ShardsConfig(sets=sets))
     table, expected = source.split_table(), _table(source)
@@ -390,8 +415,11 @@ def test_the_split_table_is_what_the_keys_give(tmp_path):
 
 
 def test_several_sets(tmp_path):
-    for name in ("a", "b"):
-        shards_of(tmp_path / name, range(12))
+    shards_of(tmp_path / "a", range(12))
+    write_tar(
+        tmp_path / "b" / "0.tar",
+        [(f"{n:09d}.{s}", c) for n in range(12) for s, c in (("png", picture(50 + n)), ("txt", b"t"))],
+    )
     paths = [str(tmp_path / name) for name in ("a", "b")]
     with pytest.raises(ValueError, match=r"/a and .*/b have the key '000000000' in common: give the sets names"):
         open_shards(ShardsConfig(sets=[ShardSet(path=path) for path in paths]))

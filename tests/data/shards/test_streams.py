@@ -240,9 +240,9 @@ def test_streams_without_samples_do_not_go_on_for_ever(tmp_path):
 
 def test_rejects_of_streams_are_listed_and_their_places_filled(tmp_path):
     folder, report = tmp_path / "shards", tmp_path / "run" / "rejects.json"
-    whole = picture(1, "JPEG", (64, 64))
     for number in range(4):
-        members = [(f"{number}-{n}.jpg", whole[:-20] if n == 3 else whole) for n in range(10)]
+        pictures = [picture(10 * number + n, "JPEG", (64, 64)) for n in range(10)]
+        members = [(f"{number}-{n}.jpg", each[:-20] if n == 3 else each) for n, each in enumerate(pictures)]
         write_tar(folder / f"{number}.tar", [*members, (f"{number}-none.txt", b"alone")])
 
     def batches(workers: int) -> list[list[str]]:
