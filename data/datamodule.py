@@ -7,6 +7,7 @@ in a fixed order. No flag of the Trainer is needed with several devices: the ord
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from data import transforms
 from data.filters import FilteredSource, Filters
 from data.opening import check_drawn_large_enough, check_one_given, open_captioned, open_pictures
 from data.order import EpochLoader, EpochOrder, Progress, check_same
-from data.rejects import LateRejects
+from data.rejects import LateRejects, Rejected
 from data.samples import CaptionReader, CodesReader, PictureReader, Reader, Samples, collate
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig
@@ -290,7 +291,8 @@ class PriorData(CaptionedData):
 
     def _training_captions(self, pictures: int) -> Iterator[str]:
         for index in spread(self.train_indices, pictures).tolist():
-            yield from self.source.captions(index)
+            with suppress(Rejected):  # counted where the sample is read to train on
+                yield from self.source.captions(index)
 
     def _report_truncated(self, captions: list[str]) -> None:
         truncated = self.text_tokenizer.count_longer(captions, self.text.text_len)

@@ -147,8 +147,8 @@ def contact_sheet(source: Source) -> Image.Image:
     """64 pictures, evenly spread, whole on grey squares, each with its name and its first caption below."""
     groups = []
     for row in spread(torch.arange(len(source)), COLUMNS**2).tolist():
-        caption = "".join(source.captions(row)[:1])[:LETTERS]
         try:
+            caption = "".join(source.captions(row)[:1])[:LETTERS]
             picture = _on_a_square(source.image(row, TILE))
         except (PictureError, Rejected) as error:
             picture, caption = Image.new("RGB", (TILE, TILE), BROKEN), str(error)[:LETTERS]

@@ -25,7 +25,7 @@ class Source(Protocol):
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Every caption of the picture; empty where it has none."""
+        """Every caption of the picture; empty where it has none. Raises `Rejected` as `image` does."""
         ...
 
     def split(self, index: int) -> str | None:

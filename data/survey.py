@@ -22,7 +22,12 @@ BARS = 12  # of a histogram
 
 def survey_captions(source: Keyed, rows: Sequence[int], count_tokens: Callable[[str], int] | None) -> dict[str, Any]:
     """How many captions these samples have, and how long they are in characters and, where it is counted, in tokens."""
-    texts = [source.captions(row) for row in rows]
+    texts, unreadable = [], []
+    for row in rows:
+        try:
+            texts.append(source.captions(row))
+        except ValueError as error:
+            unreadable.append(str(error))
     captions = [text for each in texts for text in each]
     found = {
         "captions": len(captions),
@@ -31,6 +36,8 @@ def survey_captions(source: Keyed, rows: Sequence[int], count_tokens: Callable[[
         "different": len(set(captions)),
         "characters": spread_of([len(text) for text in captions]),
     }
+    if unreadable:
+        found |= {"unreadable": len(unreadable), "first unreadable": unreadable[:SHOWN]}
     return found | ({} if count_tokens is None else {"tokens": spread_of(list(map(count_tokens, captions)))})
 
 

@@ -126,6 +126,17 @@ def texts_of(content: bytes, form: Form) -> tuple[str, ...]:
     return _visible(meta["captions"] if form == Form.LISTED else [meta["caption"]])
 
 
+def captioned(content: bytes, form: Form, where: str) -> tuple[str, ...]:
+    """As `texts_of`, of bytes that held captions when they were indexed. Raises `Rejected` where they no longer do."""
+    try:
+        texts = texts_of(content, form)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Rejected(Reject(where, Reason.BAD_CAPTION, f"not what was indexed: {error!r}")) from error
+    if not texts:
+        raise Rejected(Reject(where, Reason.BAD_CAPTION, "not what was indexed: nothing is seen of it"))
+    return texts
+
+
 def decoded(content: bytes, where: str, least: int | None) -> Image.Image:
     """The picture in the bytes, as `decode_picture` gives it. Raises `Rejected` where it is broken."""
     try:

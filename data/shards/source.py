@@ -26,7 +26,7 @@ from torch import Tensor
 
 from data.rejects import Reason, Reject, Report
 from data.shards.config import ShardsConfig, ShardSet, shards_config
-from data.shards.grouping import CAPTIONED, Form, decoded, read_bytes, texts_of
+from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes
 from data.shards.index import ShardIndex, Stamp, open_indexes
 from data.shards.paths import local_shards
 from data.shards.tar import DamagedShard
@@ -100,12 +100,13 @@ class ShardsSource:
         return decoded(content, f"{self._paths[shard].name}: {self._key(shard, row)}", least)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Every caption, none twice; () only where captions were not needed."""
+        """Every caption, none twice; () only where captions were not needed. Raises as `image` does."""
         shard, row = self._place(index)
         form = Form(self._indexes[shard].forms[row])
         if form not in CAPTIONED:
             return ()
-        return texts_of(self._files.read(shard, *self._indexes[shard].captions[row]), form)
+        content = self._files.read(shard, *self._indexes[shard].captions[row])
+        return captioned(content, form, f"{self._paths[shard].name}: {self._key(shard, row)}")
 
     def split(self, index: int) -> str | None:
         """ "train", "val" or "test" where the sample's .json says so, else None."""

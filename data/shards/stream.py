@@ -33,7 +33,7 @@ from PIL import Image
 from data.order import generator_of, mix
 from data.rejects import Reject
 from data.shards.config import ShardsConfig
-from data.shards.grouping import CAPTIONED, Form, decoded, read_bytes, texts_of
+from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes
 from data.shards.index import ShardIndex, index_of
 from data.shards.paths import expand
 from data.shards.source import ShardsSource
@@ -64,7 +64,8 @@ class FetchedShard:
         form = Form(self._index.forms[row])
         if form not in CAPTIONED:
             return ()
-        return texts_of(read_bytes(self._file, *map(int, self._index.captions[row])), form)
+        content = read_bytes(self._file, *map(int, self._index.captions[row]))
+        return captioned(content, form, f"{self.url}: {self.key(row)}")
 
 
 def fetch(url: str, *, need_captions: bool) -> FetchedShard:

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import inspect
 from data.rejects import Reason, Rejected
 from data.shards.grouping import key_and_suffix
 from data.shards.index import index_file
 from data.shards.source import ShardsSource
+from tests.data.shards.tars import sample, write_tar
 from tests.hostile.tars import SHARDS, SOUND, Shard
 
 
@@ -76,3 +78,17 @@ def test_a_named_pipe_in_place_of_an_index(tmp_path: Path):
     os.mkfifo(index_file(shard, None))
     assert len(opened(shard)) >= 2
     assert index_file(shard, None).is_file()
+
+
+@pytest.mark.parametrize("rotten", [b"thing \xff", b"       "])
+def test_a_caption_that_rots_after_indexing_is_rejected_by_name(tmp_path: Path, rotten: bytes):
+    shard = write_tar(tmp_path / "00000.tar", [*sample(3), *sample(4)])
+    source, before = opened(shard), shard.stat()
+    shard.write_bytes(shard.read_bytes().replace(b"thing 4", rotten))
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source.captions(0) == ("thing 3",)
+    with pytest.raises(Rejected, match=r"00000\.tar: 000000004.*unreadable caption") as error:
+        source.captions(1)
+    assert error.value.reject.reason == Reason.BAD_CAPTION
+    found = inspect.run([str(shard)])["captions"]
+    assert (found["captions"], found["unreadable"]) == (1, 1)
