@@ -9,7 +9,6 @@ import importlib
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from data.near_duplicates import LEAST_SIDE, MOST_BITS, near_duplicates, picture
 from data.pictures import place_of
 from data.rejects import Reason, Reject, Rejected, Report
 from data.source import Source
+from data.split import SPLITS, SplitTable, table_of
 from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ class FilteredSource:
         if filters.of_pictures:
             of_pictures, broken = self._by_pictures([row for row in range(len(source)) if row not in filtered])
             filtered |= of_pictures
-        left = [row for row in range(len(source)) if row not in filtered and row not in broken]
-        self._rows = np.array(left, np.int64)
+        self._rows = np.setdiff1d(np.arange(len(source)), [*filtered, *broken])
+        self._table = SplitTable(*(part[self._rows] for part in table_of(source)))
         self.report = self._report(filtered, broken)
         if report is not None:
             self.report.save(Path(report))
@@ -146,6 +146,10 @@ class FilteredSource:
 
     def split(self, index: int) -> str | None:
         return self.source.split(int(self._rows[index]))
+
+    def split_table(self) -> SplitTable:
+        """As `data.split.Tabled` has it."""
+        return self._table
 
     def identity(self) -> Iterator[str]:
         """Which rows are left and which captions of those that lost some, then the source's."""
@@ -225,10 +229,11 @@ class FilteredSource:
 
     def _report(self, filtered: dict[int, Reject], broken: dict[int, Reject]) -> Report:
         report = self.source.report
+        counts = np.bincount(self._table.splits, minlength=len(SPLITS)).tolist()
         return replace(
             report,
             kept=len(self._rows),
-            splits=dict(Counter(split for index in range(len(self)) if (split := self.split(index)) is not None)),
+            splits={split: counts[place] for place, split in enumerate(SPLITS) if counts[place]},
             rejects=(*report.rejects, *broken.values()),
             filtered=tuple(filtered[row] for row in sorted(filtered)),
         )

@@ -53,12 +53,17 @@ def split_by_key(source: Keyed, val_fraction: float) -> tuple[Tensor, Tensor]:
 
     Samples of the split "test" are in neither.
     """
-    hashes, splits = source.split_table() if isinstance(source, Tabled) else _table(source)
+    hashes, splits = table_of(source)
     least = math.ceil(val_fraction * 2**64)  # of the hashes that train
     held_back = hashes < np.uint64(least) if least < 2**64 else np.full(len(hashes), True)
     split = np.where(splits != UNSAID, splits, held_back)  # False is 0 is "train", True is 1 is "val"
     train, val = (torch.from_numpy(np.flatnonzero(split == place)) for place in (0, 1))
     return train, val
+
+
+def table_of(source: Keyed) -> SplitTable:
+    """The source's own table, or one from a look at every key."""
+    return source.split_table() if isinstance(source, Tabled) else _table(source)
 
 
 def _table(source: Keyed) -> SplitTable:

@@ -20,7 +20,7 @@ from data.shapes import ShapesConfig
 from data.shards.config import ShardsConfig, ShardSet
 from data.shards.mixture import MixedOrder
 from data.shards.source import ShardsSource
-from data.split import fingerprint
+from data.split import _table, fingerprint, split_by_key
 from tests.data.shards.tars import picture, sample, write_tar
 from tests.data.test_reduced import jpeg, scene
 
@@ -182,6 +182,35 @@ def test_shards_and_what_is_broken_in_them(tmp_path):
     assert not source.report.filtered
     sets = source.by_set(torch.tensor([2, 0]))
     assert [each.tolist() for each in sets] == [[2, 0]]
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_the_split_table_of_what_is_left(tmp_path, monkeypatch, sharded):
+    """As the keys give it, of folders and of shards; of shards, without a look at them."""
+    splits = ["train", None, "val", None, "test", "train"]
+    pictures = [picture(n, size=(20, 4) if n < 2 else (4, 4)) for n in range(6)]
+    if sharded:
+        samples = [sample(n, split=split) for n, split in enumerate(splits)]
+        members = [
+            each
+            for (png, *texts), content in zip(samples, pictures, strict=True)
+            for each in ((png[0], content), *texts)
+        ]
+        unfiltered = ShardsSource(str(write_tar(tmp_path / "a.tar", members)), need_captions=True)
+        monkeypatch.setattr(ShardsSource, "split", None)
+    else:
+        rows = [{"file_name": f"{n}.png", "text": "a cat", "split": split} for n, split in enumerate(splits)]
+        (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for n, content in enumerate(pictures):
+            (tmp_path / f"{n}.png").write_bytes(content)
+        unfiltered = FolderSource(tmp_path, need_captions=True)
+    source = FilteredSource(unfiltered, Filters(max_aspect_ratio=2))
+    train, val = split_by_key(source, 0.0)
+    monkeypatch.undo()
+    assert (train.tolist(), val.tolist()) == ([1, 3], [0])
+    table, expected = source.split_table(), _table(source)
+    assert table.hashes.tolist() == expected.hashes.tolist() and table.splits.tolist() == expected.splits.tolist()
+    assert source.report.splits == {"train": 1, "val": 1, "test": 1}
 
 
 @pytest.mark.parametrize("captioned", [True, False])
