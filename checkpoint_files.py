@@ -4,6 +4,7 @@ The file is what `torch.save` writes, a zip archive, so that everything which re
 is the archive's comment, at the end. In a sidecar it could be that of another checkpoint after a power cut.
 """
 
+import errno
 import hashlib
 import os
 import pickle
@@ -23,6 +24,7 @@ TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
 FOREIGN = re.compile(r"GLOBAL (\S+)")  # in torch.load's message: what a file wants to be called
 COMMENT = re.compile(rb"sha256:([0-9a-f]{64})")
 COMMENT_BYTES = 71
+TORCH_CANNOT_READ = re.compile(r"unable to (?:open|mmap|stat|fstat) .*\((\d+)\)$")  # its own text for an OSError
 ARCHIVE_END = b"PK\x05\x06"
 ARCHIVE_END_BYTES = 22  # where there is no comment
 LENGTH_BYTES = 2  # of the comment's length, the last thing before it
@@ -75,14 +77,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_undamaged(path: Path) -> None:
-    """Raises DamagedCheckpoint where the file is not as it was written, or cannot be read.
+    """Raises DamagedCheckpoint where the file is not as it was written, OSError naming it where it cannot be read: that
+    may pass, and says nothing of what is in it.
 
     Files without a digest, of earlier versions and of others, are held to the archive's own sums of their parts.
     """
     try:
         problem = _problem_of_digest(path) if _has_comment(path) else _problem_of_parts(path)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # a wrong offset in the archive
+            raise _damaged(path, error) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if problem is not None:
         raise _damaged(path, problem)
 
@@ -129,7 +136,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, keys: Sequence[str] = ()
     """A training checkpoint whose "state_dict" fits `model`, which is not touched; tensors stay on the disk until used.
 
     Raises ValueError naming the file where it is missing, damaged (DamagedCheckpoint), of another model, or holds
-    weights without `keys` and OF_ALL_CHECKPOINTS.
+    weights without `keys` and OF_ALL_CHECKPOINTS; OSError naming it where it cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -160,12 +167,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         checkpoint["state_dict"].items()
-    except OSError:
-        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except pickle.UnpicklingError as error:  # torch's words are advice to run whatever the file says
         asked = FOREIGN.search(str(error))
         what = f"it asks for {asked[1]}" if asked else "it cannot be unpickled"
         raise _damaged(path, f"{what}, expected tensors and plain values") from error
     except Exception as error:  # a damaged pickle runs into anything
+        if failed := TORCH_CANNOT_READ.match(str(error)):
+            number = int(failed[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise _damaged(path, str(error) or type(error).__name__) from error
     return checkpoint

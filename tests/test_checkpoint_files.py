@@ -1,6 +1,9 @@
 """A checkpoint is whole or not there, and whatever happens to it on the disk is found."""
 
+import builtins
+import errno
 import io
+import os
 import resource
 from pathlib import Path
 
@@ -84,6 +87,43 @@ def test_files_without_a_digest_are_held_to_the_sums_in_them(tmp_path):
         assert torch.equal(loaded["state_dict"]["weight"], checkpoint_at(3)["state_dict"]["weight"])
         assert loaded["global_step"] == 3
     assert found > len(whole) / 9
+
+
+class Unreadable(io.FileIO):
+    """A file on a disk, or a server, that does not answer."""
+
+    def read(self, *_) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    readall = readinto = read
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_file_that_cannot_be_read_is_named_and_does_not_count_as_damaged(written, signed, monkeypatch):
+    if not signed:
+        torch.save(checkpoint_at(3), written)
+    for read in (check_undamaged, step_of, lambda path: load_checkpoint(path, nn.Linear(3, 2, bias=False))):
+        with monkeypatch.context() as patched:
+            for owner in (io, builtins):
+                patched.setattr(owner, "open", lambda path, *_: Unreadable(path))
+            with pytest.raises(OSError) as unreadable:
+                read(written)
+        assert (unreadable.value.errno, unreadable.value.filename) == (errno.EIO, str(written))
+
+
+def test_what_torch_cannot_map_does_not_count_as_damaged(tmp_path):
+    """It has no OSError for that, but a RuntimeError."""
+    path = tmp_path / "some.ckpt"
+    write_checkpoint(checkpoint_at(3, values=1 << 22), path)  # 16 MiB
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), before[1]))
+    try:
+        with pytest.raises(OSError) as unreadable:
+            step_of(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert (unreadable.value.errno, unreadable.value.filename) == (errno.ENOMEM, str(path))
 
 
 @pytest.mark.parametrize("room", [0, 100, 1 << 19, 1 << 20])
