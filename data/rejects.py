@@ -146,8 +146,11 @@ class Report:
         """ValueError where more than `max_rejected` (in [0, 1]) of the files were rejected, or nothing is left."""
         if self.kept and self.fraction <= max_rejected:
             return
+        if not self.seen:
+            raise ValueError(f"{self.folder}: there are no samples in it, so nothing to train on")
         remedy = (
-            f"mend them or set max_rejected={min(1.0, self.fraction + 0.01):.2f}"
+            f"mend them or set max_rejected={min(1.0, self.fraction + 0.01):.2f} "
+            "(--data.loading.max_rejected where a run is trained, else --max_rejected)"
             if self.kept
             else "nothing is left to train on"
         )
@@ -195,7 +198,7 @@ class LateRejects:
                 log.warning("unusable, and another sample in its place: %s; %s so far", reject, f"{count:,}")
         if len(self._seen) > self.most:
             raise ValueError(
-                f"{len(self._seen):,} samples turned out unusable, max_rejected allows {self.most:,}; "
+                f"{len(self._seen):,} samples turned out unusable, --data.loading.max_rejected allows {self.most:,}; "
                 f"{'all are in ' + str(self.path) if self.path else 'the last is ' + str(reject)}"
             )
 

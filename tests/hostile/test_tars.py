@@ -92,3 +92,8 @@ def test_a_caption_that_rots_after_indexing_is_rejected_by_name(tmp_path: Path, 
     assert error.value.reject.reason == Reason.BAD_CAPTION
     found = inspect.run([str(shard)])["captions"]
     assert (found["captions"], found["unreadable"]) == (1, 1)
+
+
+def test_a_tar_without_samples(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"0\.tar: there are no samples in it, so nothing to train on$"):
+        opened(write_tar(tmp_path / "0.tar", []))
