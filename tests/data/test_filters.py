@@ -1,6 +1,7 @@
 """Filters against what they would leave by hand, and near duplicates against comparing all pairs."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -182,6 +183,24 @@ def test_shards_and_what_is_broken_in_them(tmp_path):
     assert not source.report.filtered
     sets = source.by_set(torch.tensor([2, 0]))
     assert [each.tolist() for each in sets] == [[2, 0]]
+
+
+def test_few_pictures_wait_for_a_thread(folder, monkeypatch):
+    handed = []
+
+    class Pool(ThreadPoolExecutor):
+        def map(self, function, rows):
+            handed.append(list(rows))
+            return super().map(function, rows)
+
+    monkeypatch.setattr("data.filters.ThreadPoolExecutor", Pool)
+    whole = filtered(folder, max_aspect_ratio=2, near_duplicates=3)
+    assert handed == [[0, 1, 2, 3, 4]]
+    handed.clear()
+    monkeypatch.setattr("data.filters._QUEUED", 2)
+    source = filtered(folder, max_aspect_ratio=2, near_duplicates=3)
+    assert handed == [[0, 1], [2, 3], [4]]
+    assert source.report == whole.report and left(source) == left(whole) == "abce"
 
 
 @pytest.mark.parametrize("sharded", [True, False])
