@@ -87,9 +87,13 @@ class CheckpointFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{LAST}.part"
         write_checkpoint(checkpoint, part)
-        self._number_last(checkpoint["global_step"])
-        self._set_damaged_aside()
-        part.replace(self.last)
+        try:
+            self._number_last(checkpoint["global_step"])
+            self._set_damaged_aside()
+            part.replace(self.last)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
         sync_folder(self.folder)
         self._prune()
 

@@ -201,6 +201,26 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert steps_kept(files, [13]) == [13, 9]
 
 
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_rename_that_fails_leaves_no_part(tmp_path, renames, monkeypatch):
+    files = folder_in(tmp_path)
+    steps_kept(files, [5, 9])
+    replace, done = Path.replace, []
+
+    def fail(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise OSError(30, "Read-only file system")
+        done.append(path)
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="Read-only"):
+            files.write(checkpoint_at(12))
+    assert names(files) == [["last.ckpt", "step-0000005.ckpt"], ["step-0000005.ckpt", "step-0000009.ckpt"]][renames]
+    assert steps_kept(files, [13]) == [13, 9]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"every_minutes": -1}, {"every_minutes": float("nan")}, {"every_steps": 0}, {"keep_last": 0}, {"keep_every": -3}],
