@@ -98,6 +98,10 @@ class Reported(Source, Protocol):
     report: Report
 
 
+class NothingLeft(ValueError):
+    """Raised where filters leave no sample; the report has been written then."""
+
+
 class FilteredSource:
     """The samples of a source that filters leave, in its order; a `data.source.Source` itself.
 
@@ -110,7 +114,7 @@ class FilteredSource:
         max_rejected: the largest fraction of the source that may turn out broken, in [0, 1].
         report: a JSON file that is given the report, in the place of the source's own.
 
-    Raises ValueError where nothing is left, more is broken, or the function for captions fails.
+    Raises NothingLeft where nothing is left, ValueError where more is broken or the function for captions fails.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class FilteredSource:
             self.report.save(Path(report))
         log.info(self.report.filtered_summary())
         if not len(self._rows):
-            raise ValueError(f"{self.report.folder}: the filters leave nothing; {self.report.filtered_summary()}")
+            raise NothingLeft(f"{self.report.folder}: the filters leave nothing; {self.report.filtered_summary()}")
         self.report.enforce(max_rejected)
 
     def __len__(self) -> int:

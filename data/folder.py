@@ -125,7 +125,7 @@ def _list_files(folder: Path) -> tuple[list[str], set[str], list[Reject]]:
         raise ValueError(
             f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}; expected a folder of pictures"
         )
-    keys = sorted(path.relative_to(folder).as_posix() for path in _walk(folder))
+    keys = sorted(path.relative_to(folder).as_posix() for path in walk_files(folder))
     pictures = [key for key in keys if PurePosixPath(key).suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         suffixes = Counter(PurePosixPath(key).suffix.lower() or "no suffix" for key in keys)
@@ -169,7 +169,7 @@ def _unread(others: Iterable[str]) -> list[str]:
     return [f"not read: {', '.join(there)} files"] if there else []
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
     """All files below that are not hidden. Linked folders come last, each real folder once: links may form a loop."""
     seen = set()
     above = folder.resolve().parents

@@ -23,9 +23,9 @@ from PIL import Image
 
 from data.code_manifest import MANIFEST
 from data.codes import CodesSource
-from data.filters import FilteredSource, Filters
-from data.folder import FolderSource
-from data.pictures import PictureError
+from data.filters import FilteredSource, Filters, NothingLeft
+from data.folder import FolderSource, walk_files
+from data.pictures import PICTURE_SUFFIXES, PictureError
 from data.rejects import Rejected, Report
 from data.shards.source import ShardsSource
 from data.source import Source
@@ -106,7 +106,7 @@ def _pictures(path: str, filters: Filters) -> tuple[Source | None, dict[str, Any
     folder = Path(path).expanduser()
     if not folder.exists() and "{" not in path:
         raise ValueError(f"{path}: no such file or folder")
-    shards = not folder.is_dir() or any(folder.glob("*.tar"))
+    shards = not folder.is_dir() or (any(folder.glob("*.tar")) and not _has_pictures(folder))
     open_source = ShardsSource if shards else FolderSource
     found: dict[str, Any] = {"kind": "shards" if shards else "folder"}
     with tempfile.TemporaryDirectory() as place:
@@ -117,12 +117,20 @@ def _pictures(path: str, filters: Filters) -> tuple[Source | None, dict[str, Any
             except ValueError as error:
                 found.setdefault("refused", str(error))
                 continue
-            if filters.any:
-                source = FilteredSource(source, filters, **settings)
+            try:
+                source = FilteredSource(source, filters, **settings) if filters.any else source
+            except NothingLeft as error:
+                found.setdefault("refused", str(error))
+                break
             return source, _reported(source.report) | found
         if settings["report"].is_file():
             found |= json.loads(settings["report"].read_text(encoding="utf-8"))
     return None, found
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Other than the contact sheet of an earlier look."""
+    return any(path.suffix.lower() in PICTURE_SUFFIXES and path.name != SHEET for path in walk_files(folder))
 
 
 def _reported(report: Report) -> dict[str, Any]:

@@ -118,6 +118,30 @@ def test_shards(tmp_path):
     assert (tmp_path / "out" / "contact.png").is_file()
 
 
+def test_pictures_beside_a_tar_are_a_folder(folder):
+    write_tar(folder / "backup.tar", sample(0))
+    found = inspect.run([str(folder)])
+    assert (found["kind"], found["samples"]) == ("folder", 6)
+
+
+def test_shards_stay_shards_with_a_contact_sheet_beside_them(tmp_path):
+    write_tar(tmp_path / "0.tar", [*sample(0), *sample(1)])
+    for _ in range(2):
+        found = inspect.run([str(tmp_path), "--out", str(tmp_path)])
+        assert (found["kind"], found["samples"]) == ("shards", 2)
+
+
+def test_filters_that_leave_nothing(folder, tmp_path):
+    out = tmp_path / "out"
+    found = inspect.run([str(folder), "--min_caption_length", "100", "--out", str(out)])
+    assert json.loads((out / "report.json").read_text("utf-8")) == found
+    assert "the filters leave nothing" in found["refused"]
+    assert (found["kept"], found["rejected"], found["filtered"]) == (0, 4, 6)
+    assert found["filtered_counts"] == {"caption too short": 6}
+    assert [path.name for path in out.iterdir()] == ["report.json"]
+    assert "filtered: 6; 6 caption too short" in inspect.lines(found)
+
+
 def test_codes(tmp_path):
     codes = torch.tensor([[[0, 1], [1, 0]], [[2, 2], [2, 2]]])
     write(tmp_path / "codes", codes, [("a cat", "a tabby"), ("a dog",)], ["a", "b"], ["val", None], codebook_size=9)
