@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data.code_manifest import MANIFEST
+from data.code_manifest import MANIFEST, write_file
 from data.codes import CodesSource
 from data.filters import FilteredSource, Filters, NothingLeft
 from data.folder import FolderSource, walk_files
@@ -143,10 +143,8 @@ def _reported(report: Report) -> dict[str, Any]:
 def _write(out: Path, found: dict[str, Any], source: Source | CodesSource | None) -> None:
     """The report, and a contact sheet where there are pictures; each beside its place, then renamed."""
     out.mkdir(parents=True, exist_ok=True)
-    beside = out / f".{REPORT}.part"
     # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
-    beside.write_bytes(json.dumps(found, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-    beside.replace(out / REPORT)
+    write_file(out / REPORT, json.dumps(found, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     if source is not None and not isinstance(source, CodesSource):
         save_png(contact_sheet(source), out / SHEET)
 

@@ -1,6 +1,8 @@
 """What data.inspect says of sets whose content is known."""
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +73,17 @@ def test_files(folder, tmp_path, capsys, monkeypatch):
     assert "rejected: 4; 1 caption without a picture" in said
     assert "training would refuse it: 40.0% rejected" in said
     assert "pictures: near duplicates 1" in said
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full(path, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(inspect, "_pictures", lambda path, filters: (None, {"kind": "folder"}))
+    with pytest.raises(OSError, match="No space left"):
+        inspect.run([str(folder), "--out", str(tmp_path / "out")])
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_tokens(folder, tmp_path):
