@@ -32,6 +32,7 @@ class Reason(StrEnum):
     TWO_PICTURES = "several pictures of one key"
     NO_FILE = "not a regular file"
     BAD_METADATA = "unreadable .json"
+    HELD_BACK = "also validated on"
     # Sound, and left out by data/filters.py:
     SHORT_CAPTION = "caption too short"
     LONG_CAPTION = "caption too long"

@@ -48,7 +48,7 @@ def arguments_of(kind: str, shards: Path) -> list[str]:
         sets = [{"path": f"{shards}/{{0..1}}.tar", "weight": 3}, {"path": f"{shards}/{{2..3}}.tar"}]
         return [f"--data.shards.sets={json.dumps(sets)}"]
     return [
-        f"--data.shards.sets=pipe:cat {shards}/{{0..3}}.tar",
+        f"--data.shards.sets=pipe:cat {shards}/{{0..2}}.tar",
         "--data.shards.samples=48",
         f"--data.shards.val={shards}/3.tar",
     ]

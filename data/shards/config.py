@@ -15,7 +15,7 @@ class ShardSet:
         path: a tar, a folder of tars or a brace pattern (paths.py).
         weight: its share of the training samples, relative to the other sets' weights; 1 where only others have one.
             Where no set has a weight, each sample comes once an epoch.
-        name: goes before its keys, with a slash, where two sets have keys in common.
+        name: goes before its keys, with a slash, where two sets on disk have keys in common.
     """
 
     path: str
@@ -52,6 +52,11 @@ class ShardsConfig:
         if any(streamed) != all(streamed):
             first = self.all_sets[streamed.index(False)].path
             raise ValueError(f"shards are either all streamed or none: {first} is on disk (pipe:cat would stream it)")
+        named = next((each for each in self.all_sets if self.streamed and each.name), None)
+        if named is not None:
+            raise ValueError(
+                f"name={named.name!r} of {named.path}: only keys of shards on disk are told apart by names"
+            )
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"shards.samples={self.samples}, expected at least 1")
         if not self.streamed and (self.samples, self.val) != (None, None):

@@ -94,7 +94,7 @@ def read_samples(file: BinaryIO, shard: str) -> tuple[list[Sample], list[Reject]
 
     Raises:
         DamagedShard: it is no whole tar.
-        ValueError: a `.json` names a split that is none: to pass over it could train on what was to be held back.
+        SplitError: a `.json` names a split that is none: to pass over it could train on what was to be held back.
     """
     groups, rejects = _grouped(file, shard)
     samples = []
@@ -135,6 +135,13 @@ def captioned(content: bytes, form: Form, where: str) -> tuple[str, ...]:
     if not texts:
         raise Rejected(Reject(where, Reason.BAD_CAPTION, "not what was indexed: nothing is seen of it"))
     return texts
+
+
+def without_caption(where: str, form: int) -> Reject:
+    """The reject of a sample whose form is none of CAPTIONED, where captions are needed."""
+    if form == Form.UNREADABLE:
+        return Reject(where, Reason.BAD_CAPTION, "not UTF-8, no text, or over 16 megabytes")
+    return Reject(where, Reason.NO_CAPTION, "neither in a .txt nor in a .json")
 
 
 def decoded(content: bytes, where: str, least: int | None) -> Image.Image:
@@ -224,7 +231,7 @@ def _sample(where: str, key: str, parts: _Parts) -> Sample | Reject:
         key = _key(meta, key)
         split = _split(meta)
     except SplitError as error:
-        raise ValueError(f"{where}.json: {error}") from error
+        raise SplitError(f"{where}.json: {error}") from error
     except ValueError as error:
         return Reject(where, Reason.BAD_METADATA, str(error))
     form, texts = _captions(parts, meta)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from data.rejects import Reason, Reject, Report
 from data.shards.config import ShardsConfig, ShardSet, shards_config
-from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes
+from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes, without_caption
 from data.shards.index import ShardIndex, Stamp, open_indexes
 from data.shards.paths import local_shards
 from data.shards.tar import DamagedShard
@@ -119,6 +119,11 @@ class ShardsSource:
         splits = np.concatenate([index.splits for index in self._indexes])
         return SplitTable(self._hashes[self._rows], splits[self._rows])
 
+    def holds(self, index: ShardIndex) -> np.ndarray:
+        """(N,) bool: which samples of another shard have the key or the picture of one of these."""
+        contents = np.concatenate([each.contents for each in self._indexes])[self._rows]
+        return np.isin(index.hashes, self._hashes[self._rows]) | np.isin(index.contents, contents)
+
     def identity(self) -> Iterator[str]:
         """The sets' names and weights, and of each shard a digest of all its samples; the shards may lie anywhere."""
         yield json.dumps(
@@ -158,7 +163,7 @@ class ShardsSource:
         if self.need_captions:
             forms = np.concatenate([index.forms for index in self._indexes])
             captioned = np.isin(forms, CAPTIONED)
-            rejects += [self._without_caption(row, forms[row]) for row in np.flatnonzero(~captioned).tolist()]
+            rejects += [without_caption(self._where(row), forms[row]) for row in np.flatnonzero(~captioned).tolist()]
             rows = rows[captioned]
         if self.decode:
             broken = {int(first) + row: said for first, index in self._with_firsts() for row, said in index.broken}
@@ -192,11 +197,6 @@ class ShardsSource:
             else:
                 hashes.append(index.hashes)
         return np.concatenate(hashes)
-
-    def _without_caption(self, row: int, form: int) -> Reject:
-        if form == Form.UNREADABLE:
-            return Reject(self._where(row), Reason.BAD_CAPTION, "not UTF-8, no text, or over 16 megabytes")
-        return Reject(self._where(row), Reason.NO_CAPTION, "neither in a .txt nor in a .json")
 
     def _doubled(self, row: int, before: int) -> Reject:
         """The reject of a sample whose key another has. ValueError where that is of another set: both are meant."""

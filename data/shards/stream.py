@@ -3,7 +3,7 @@
 They are opened by the webdataset library, so whatever it reads (http, s3 by a command, gs, hf) is read here. A shard is
 fetched whole to a temporary file before anything of it is used: one that is cut off, or whose command fails, is fetched
 again and at last stops the run by its name instead of being taken for a short one. What is a sample is decided by the
-same rules as on disk (grouping.py).
+same rules as on disk (grouping.py). A sample that is also validated on, by its key or by its picture, is rejected.
 
 The order is a function of (seed, epoch, reader, number of readers), a reader being one worker of one device. In each
 round of an epoch the shards are put in an order drawn from (seed, epoch, round) and dealt out to the readers; a reader
@@ -19,10 +19,10 @@ import itertools
 import json
 import logging
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,9 +31,9 @@ import torch
 from PIL import Image
 
 from data.order import generator_of, mix
-from data.rejects import Reject
+from data.rejects import Reason, Reject
 from data.shards.config import ShardsConfig
-from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes
+from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes, without_caption
 from data.shards.index import ShardIndex, index_of
 from data.shards.paths import expand
 from data.shards.source import ShardsSource
@@ -47,10 +47,20 @@ HELD = 2  # shards that a reader draws from at a time
 class FetchedShard:
     """One shard in a temporary file, of which nothing is left when it is dropped."""
 
-    def __init__(self, url: str, file: BinaryIO, index: ShardIndex, rows: np.ndarray) -> None:
+    def __init__(
+        self, url: str, file: BinaryIO, index: ShardIndex, need_captions: bool, validation: ShardsSource | None
+    ) -> None:
         self.url, self._file, self._index = url, file, index
-        self.rows = rows  # (N,) int64, the usable ones
-        self.rejects = index.rejects
+        rejects: dict[int, Reject] = {}
+        rows = index.training_rows()
+        if need_captions:
+            for row in rows[~np.isin(index.forms[rows], CAPTIONED)].tolist():
+                rejects[row] = without_caption(self._where(row), index.forms[row])
+        if validation is not None:
+            for row in rows[validation.holds(index)[rows]].tolist():
+                rejects[row] = Reject(self._where(row), Reason.HELD_BACK, "its key or its picture")
+        self.rows = rows[~np.isin(rows, list(rejects))]  # (N,) int64, the usable ones
+        self.rejects = (*index.rejects, *rejects.values())
 
     def key(self, row: int) -> str:
         return self._index.key(row)
@@ -58,47 +68,87 @@ class FetchedShard:
     def image(self, row: int, least: int | None = None) -> Image.Image:
         """As `data.source.Source` has it, by the row of the shard."""
         content = read_bytes(self._file, *map(int, self._index.pictures[row]))
-        return decoded(content, f"{self.url}: {self.key(row)}", least)
+        return decoded(content, self._where(row), least)
 
     def captions(self, row: int) -> tuple[str, ...]:
         form = Form(self._index.forms[row])
         if form not in CAPTIONED:
             return ()
         content = read_bytes(self._file, *map(int, self._index.captions[row]))
-        return captioned(content, form, f"{self.url}: {self.key(row)}")
+        return captioned(content, form, self._where(row))
+
+    def _where(self, row: int) -> str:
+        return f"{self.url}: {self.key(row)}"
 
 
-def fetch(url: str, *, need_captions: bool) -> FetchedShard:
+class StreamFailed(ValueError):
+    """A stream that could not be read to its end, which may go better another time."""
+
+
+def fetch(url: str, *, need_captions: bool, validation: ShardsSource | None = None) -> FetchedShard:
     """Read all of a stream; its samples that are marked for validation or test are not among the usable ones.
 
-    As nothing is used before all is there, a stream that fails is simply read again, a few times. Raises ValueError
-    naming the stream where it cannot be read to its end or is no whole tar.
+    As nothing is used before all is there, a stream that fails is simply read again, a few times.
+
+    Args:
+        url: of the stream.
+        need_captions: rejects samples without a caption.
+        validation: samples with the key or the picture of one of these are rejected.
+
+    Raises:
+        StreamFailed: it cannot be read to its end or is no whole tar.
+        ValueError: a sample's split is none, or there is no room for the temporary file.
     """
     for wait in WAITS:
         try:
-            return _fetch(url, need_captions)
-        except ValueError as error:
+            return _fetch(url, need_captions, validation)
+        except StreamFailed as error:
             log.warning("%s; once more in %.0f s", error, wait)
             time.sleep(wait)
-    return _fetch(url, need_captions)
+    return _fetch(url, need_captions, validation)
 
 
-def _fetch(url: str, need_captions: bool) -> FetchedShard:
-    from webdataset.gopen import gopen  # imports torch's data loading: only where it is needed
-
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the shard)
+def _fetch(url: str, need_captions: bool, validation: ShardsSource | None) -> FetchedShard:
     try:
-        stream = gopen(url)
-        shutil.copyfileobj(stream, file, 1 << 20)
-        stream.close()  # waits for the command, and raises where it failed
-        file.flush()
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the shard)
+        _copy(url, file)
         index = index_of(file, url)
     except DamagedShard as error:
-        raise ValueError(f"{url}: {error}") from error
+        raise StreamFailed(f"{url}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{tempfile.gettempdir()}: no temporary file for {url} ({error.strerror})") from error
+    return FetchedShard(url, file, index, need_captions, validation)
+
+
+def _copy(url: str, file: BinaryIO) -> None:
+    """All of a stream to a file. Raises StreamFailed where the stream, OSError where the file is at fault."""
+    from webdataset.gopen import gopen  # imports torch's data loading: only where it is needed
+
+    with _blamed_on(url):
+        stream = gopen(url)
+    try:
+        while content := _read(url, stream):
+            file.write(content)
+        file.flush()
+    except BaseException:
+        with suppress(OSError):  # of a command whose output nobody reads any more
+            stream.close()
+        raise
+    with _blamed_on(url):
+        stream.close()  # waits for the command, and raises where it failed
+
+
+def _read(url: str, stream: BinaryIO) -> bytes:
+    with _blamed_on(url):
+        return stream.read(1 << 20)
+
+
+@contextmanager
+def _blamed_on(url: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
-        raise ValueError(f"{url}: cannot be read ({error})") from error
-    rows = index.training_rows()
-    return FetchedShard(url, file, index, rows[np.isin(index.forms[rows], CAPTIONED)] if need_captions else rows)
+        raise StreamFailed(f"{url}: cannot be read ({error})") from error
 
 
 class StreamedShards:
@@ -106,7 +156,7 @@ class StreamedShards:
 
     Args:
         config: sets that stream; `samples` and `val` have to be given.
-        need_captions: passes over samples without a caption.
+        need_captions: rejects samples without a caption.
         max_rejected, report: of the shards to validate on, as for ShardsSource.
 
     Raises ValueError where either is missing, or the shards to validate on cannot be used.
@@ -179,7 +229,7 @@ class StreamedShards:
         return rejects
 
     def _fetch(self, url: str) -> FetchedShard:
-        shard = fetch(url, need_captions=self.need_captions)
+        shard = fetch(url, need_captions=self.need_captions, validation=self.validation)
         self._rejects += shard.rejects
         return shard
 

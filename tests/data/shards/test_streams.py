@@ -1,11 +1,13 @@
 """Streamed shards: the same samples as on disk, each once an epoch, exact resume, and streams that fail."""
 
 import http.server
+import io
 import json
 import shutil
 import threading
 from collections import Counter
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 
 from data.datamodule import PriorData, TokenizerData
 from data.opening import open_pictures
+from data.rejects import Reason
 from data.settings import Loading, TextConfig
 from data.shards.config import ShardsConfig, ShardSet
 from data.shards.source import ShardsSource
@@ -31,10 +34,16 @@ def impatient(monkeypatch) -> None:
 
 
 def streamed(folder: Path, samples: int = 80, **settings) -> ShardsConfig:
-    """The shards of a folder through a pipe; the first one is also validated on."""
+    """The shards of a folder through a pipe, and another one to validate on."""
     paths = sorted(path.stem for path in folder.glob("*.tar"))
     pattern = f"pipe:cat {folder}/{{{','.join(paths)}}}.tar" if len(paths) > 1 else f"pipe:cat {folder}/{paths[0]}.tar"
-    return ShardsConfig(sets=pattern, samples=samples, val=f"{folder}/{paths[0]}.tar", **settings)
+    return ShardsConfig(sets=pattern, samples=samples, val=held_out(folder), **settings)
+
+
+def held_out(folder: Path) -> str:
+    """Ten samples beside a folder."""
+    members = [member for number in range(60000, 60010) for member in sample(number)]
+    return str(write_tar(folder.with_name("held-out.tar"), members))
 
 
 def data_of(config: ShardsConfig, **loading) -> TokenizerData:
@@ -59,7 +68,10 @@ def test_a_stream_holds_what_the_shard_holds(tmp_path):
     assert [number_of(shard.image(row)) for row in shard.rows] == list(range(12))
     assert [shard.captions(row) for row in shard.rows] == [local.captions(i) for i in range(12)]
     assert len(fetch(f"pipe:cat {path}", need_captions=False).rows) == 13
-    assert [str(reject) for reject in shard.rejects] == [f"pipe:cat {path}: x (caption without a picture: it has txt)"]
+    assert [reject._replace(file=reject.file.removeprefix("pipe:cat ")) for reject in shard.rejects] == [
+        reject._replace(file=f"{tmp_path}/{reject.file}") for reject in local.report.rejects
+    ]
+    assert [reject.reason for reject in shard.rejects] == [Reason.NO_PICTURE, Reason.NO_CAPTION]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the library reads http by curl")
@@ -70,7 +82,7 @@ def test_shards_behind_http(eight):
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        config = ShardsConfig(sets=f"{url}/{{00000..00007}}.tar", samples=80, val=str(eight / "00000.tar"))
+        config = ShardsConfig(sets=f"{url}/{{00000..00007}}.tar", samples=80, val=held_out(eight))
         keys = [key for batch in keys_of(data_of(config).train_dataloader()) for key in batch]
         assert sorted(keys) == [f"{n:09d}" for n in range(80)]
         with pytest.raises(ValueError, match=r"/nowhere\.tar: cannot be read"):
@@ -159,7 +171,7 @@ def test_weights_are_shares(tmp_path):
     for name, weight in (("a", 3.0), ("b", 1.0)):
         shards_of(tmp_path / name, range(100 * len(sets), 100 * len(sets) + 40))
         sets.append(ShardSet(path=f"pipe:cat {tmp_path}/{name}/0000{{0..3}}.tar", weight=weight))
-    config = ShardsConfig(sets=sets, samples=2000, val=str(tmp_path / "a"))
+    config = ShardsConfig(sets=sets, samples=2000, val=held_out(tmp_path / "a"))
     rows = StreamedShards(config, need_captions=False, max_rejected=0, report=None).draws(0, 0, 0, 1)
     drawn = [int(shard.key(row)) for shard, row in islice(rows, 2000)]
     first = sum(number < 100 for number in drawn)
@@ -169,7 +181,26 @@ def test_weights_are_shares(tmp_path):
 
 def test_validation_is_on_the_local_shards(eight):
     data = data_of(streamed(eight))
-    assert [key for batch in keys_of(data.val_dataloader()) for key in batch] == [f"{n:09d}" for n in range(10)]
+    assert [key for batch in keys_of(data.val_dataloader()) for key in batch] == [
+        f"{n:09d}" for n in range(60000, 60010)
+    ]
+
+
+def test_what_is_validated_on_is_not_trained_on(eight):
+    """By its key, and by its picture under another key."""
+    members = [*sample(3), ("other.png", picture(14)), ("other.txt", b"t"), *sample(500)]
+    val = write_tar(eight.with_name("val.tar"), members)
+    config = ShardsConfig(sets=f"pipe:cat {eight}/0000{{0..7}}.tar", samples=78, val=str(val))
+    report = eight.with_name("rejects.json")
+    keys = [
+        key for batch in keys_of(data_of(config, batch_size=1, report=str(report)).train_dataloader()) for key in batch
+    ]
+    assert sorted(map(int, keys)) == [n for n in range(80) if n not in (3, 14)]
+    found = [json.loads(line) for line in report.with_name("rejects-found.jsonl").read_text().splitlines()]
+    assert sorted((each["file"][-9:], each["reason"]) for each in found) == [
+        ("000000003", "also validated on"),
+        ("000000014", "also validated on"),
+    ]
 
 
 def test_the_prior_needs_a_text_tokenizer(eight, tmp_path):
@@ -216,6 +247,29 @@ def test_a_stream_that_failed_is_read_again(eight, tmp_path, caplog):
     assert caplog.text.count("pipe:false: cannot be read") == 2
 
 
+def test_what_is_not_the_streams_fault_is_not_tried_again(tmp_path, monkeypatch, caplog):
+    path = write_tar(tmp_path / "a.tar", sample(1, split="held out"))
+    with pytest.raises(ValueError, match=r"^pipe:.*a\.tar: 000000001\.json: split is 'held out'"):
+        fetch(f"pipe:cat {path}", need_captions=False)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
+    with pytest.raises(ValueError, match=r"no temporary file for pipe:cat .*a\.tar \(No space left on device\)"):
+        fetch(f"pipe:cat {path}", need_captions=False)
+    assert "once more" not in caplog.text
+
+
+def test_a_stream_is_closed_whatever_fails(monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError("reset by peer")
+
+    streams = [Failing() for _ in range(3)]
+    rest = iter(streams)
+    monkeypatch.setattr(import_module("webdataset.gopen"), "gopen", lambda url: next(rest))
+    with pytest.raises(ValueError, match=r"^pipe:x: cannot be read \(reset by peer\)"):
+        fetch("pipe:x", need_captions=False)
+    assert all(stream.closed for stream in streams)
+
+
 def test_a_failing_stream_stops_the_run_by_name(eight):
     config = streamed(eight)
     (eight / "00004.tar").unlink()
@@ -246,7 +300,7 @@ def test_rejects_of_streams_are_listed_and_their_places_filled(tmp_path):
         write_tar(folder / f"{number}.tar", [*members, (f"{number}-none.txt", b"alone")])
 
     def batches(workers: int) -> list[list[str]]:
-        config = ShardsConfig(sets=f"pipe:cat {folder}/{{0..3}}.tar", samples=40, val=str(folder / "0.tar"))
+        config = ShardsConfig(sets=f"pipe:cat {folder}/{{0..3}}.tar", samples=40, val=held_out(folder))
         return keys_of(data_of(config, workers=workers, report=str(report)).train_dataloader())
 
     for workers in (0, 2):
@@ -264,6 +318,10 @@ def test_rejects_of_streams_are_listed_and_their_places_filled(tmp_path):
     ("make", "said"),
     [
         (lambda folder: ShardsConfig(sets="pipe:cat a.tar", samples=0), r"shards\.samples=0"),
+        (
+            lambda folder: ShardsConfig(sets=[ShardSet(path="pipe:cat a.tar", name="a")]),
+            "name='a' of pipe:cat a.tar: only keys of shards on disk",
+        ),
         (lambda folder: ShardsConfig(sets=str(folder), samples=10), "are for streamed shards"),
         (
             lambda folder: ShardsConfig(sets=[ShardSet(path="http://a.tar"), ShardSet(path=str(folder))]),
