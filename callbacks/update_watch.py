@@ -185,9 +185,9 @@ class UpdateWatch(Callback):
             self.firsts[event.optimizer] = f"{said}; batch: {keys}"
         if event.streak >= self.limit:
             self._failed = (
-                f"{event.streak} updates in a row were left out. First, {self.firsts[event.optimizer]}. The last "
-                "checkpoint stays as it is, and --ckpt_path last goes on from it: with a smaller step size, or without "
-                f"what {self.file} names"
+                f"{event.streak} updates in a row were left out by step {step}, where this was looked at; max_skipped "
+                f"is {self.limit}. First, {self.firsts[event.optimizer]}. What helps: a smaller step size, or to leave "
+                f"out what {self.file} names"
             )
         return f"{said}, the update is left out; batch: {keys}" if event.streak == 1 else ""
 

@@ -96,13 +96,25 @@ def test_too_many_in_a_row_end_the_run(tmp_path, extra, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(lambda: fit("prior", tmp_path / "run", *given, *spoilt(2, 4, 5, 6)))
     assert stop.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
     keys = ", ".join(events_of(tmp_path / "run")[1]["devices"][0]["keys"][:5])
-    assert f"3 updates in a row were left out. First, step 4: loss is not finite; batch: {keys}, ..." in line
-    assert "The last checkpoint stays as it is, and --ckpt_path last goes on from it" in line
+    assert "3 updates in a row were left out by step 6, where this was looked at; max_skipped is 3" in line
+    assert f"First, step 4: loss is not finite; batch: {keys}, ..." in line
+    assert "to go on from the last checkpoint: " in captured.out
     checkpoint = checkpoint_of(tmp_path / "run")
     assert checkpoint["global_step"] == 5 and checkpoint["update_watch"]["streaks"] == [2, 0]
     assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
+
+
+def test_too_many_before_the_first_checkpoint(tmp_path, capsys):
+    """More than the limit, as they are counted at steps that are logged; and there is nothing to go on from."""
+    given = [*EACH_STEP, "--max_skipped=2", "--trainer.log_every_n_steps=5"]
+    with pytest.raises(SystemExit):
+        cli.run(lambda: fit("tokenizer", tmp_path / "run", *given, *spoilt(1, 2, 3, 4, 5)))
+    captured = capsys.readouterr()
+    assert "5 updates in a row were left out by step 5, where this was looked at; max_skipped is 2" in captured.err
+    assert "checkpoint" not in captured.out + captured.err
 
 
 def test_a_run_that_goes_on_after_them(tmp_path, extra):
