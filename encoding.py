@@ -23,7 +23,7 @@ from data.source import Source
 from data.split import fingerprint as fingerprint_of_data
 from data.split import key_hash
 from data.transforms import least_side, prior_augmentation
-from data.worker_signals import leave_signals_to_main
+from data.worker_signals import killed_workers_said, leave_signals_to_main
 from pipeline import ImageTokenizer, fingerprint
 
 
@@ -121,9 +121,14 @@ def encode_shards(encoding: Encoding, image_tokenizer: ImageTokenizer, progress:
         image_tokenizer: a module.
         progress: gets the number of pictures done since it was called last, batch by batch.
 
-    Raises ValueError for a picture that has gone, OSError where a shard cannot be written. Shards that are finished
-    then stay.
+    Raises ValueError for a picture that has gone, OSError where a shard cannot be written or a worker was killed.
+    Shards that are finished then stay.
     """
+    with killed_workers_said():
+        _encode_shards(encoding, image_tokenizer, progress)
+
+
+def _encode_shards(encoding: Encoding, image_tokenizer: ImageTokenizer, progress: Callable[[int], object]) -> None:
     source, writer = encoding.source, encoding.writer
     loader = iter(_loader(encoding))
     for number in encoding.numbers:

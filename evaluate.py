@@ -27,6 +27,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 import cli
 from data.settings import Loading
 from data.shapes import ShapesConfig
+from data.worker_signals import killed_workers_said
 from evaluation.prior import evaluate_prior
 from evaluation.tokenizer import evaluate_tokenizer
 from transformer.sampling import GuidanceSchedule, SamplingConfig
@@ -102,7 +103,8 @@ REPORTS = {"tokenizer": evaluate_tokenizer, "prior": evaluate_prior}
 def evaluate(args: list[str]) -> dict[str, Any]:
     """What `python evaluate.py ARGS` does; returns the report. Raises ValueError for wrong arguments or input."""
     parsed = parse(args)
-    return REPORTS[parsed.subcommand](parsed[parsed.subcommand])
+    with killed_workers_said():
+        return REPORTS[parsed.subcommand](parsed[parsed.subcommand])
 
 
 def main() -> None:

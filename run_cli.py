@@ -2,8 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from callbacks.run_config import REJECTS, SETTINGS, settings_of
 from callbacks.update_watch import UpdateWatch
 from checkpoint_files import TRAINING_STATE, load_checkpoint
 from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
+from data.worker_signals import killed_workers_said
 from locks import only_writer
 from memory import out_of_memory_said
 from settings_changes import changed_settings
@@ -71,7 +72,7 @@ class RunCLI(LightningCLI):
             "--checkpoints", type=CheckpointPolicy, default=CheckpointPolicy(), help="when, and how many"
         )
         parser.add_argument("--check", action="store_true", help="try two updates and say what a run would take")
-        skipped = "so many updates in a row that are not finite end a run"
+        skipped = "so many updates in a row that are not finite end a run, at the next step that is logged"
         parser.add_argument("--max_skipped", type=int, default=10, help=skipped)
         parser.add_lightning_class_args(WeightAveraging, "ema")
         parser.link_arguments("run", "trainer.default_root_dir")
@@ -142,7 +143,7 @@ class RunCLI(LightningCLI):
             ckpt_path = self._start(ckpt_path)
             self.prepare()
             datamodule.setup()  # before Lightning begins a log
-            with out_of_memory_said(datamodule.loading.batch_size):
+            with self._going_on_said(), killed_workers_said(), out_of_memory_said(datamodule.loading.batch_size):
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             if self.checks:
                 self.dry_run.report()
@@ -155,6 +156,16 @@ class RunCLI(LightningCLI):
             raise KeyboardInterrupt
         if self.checkpoint.stopped:
             raise SystemExit(0)  # whoever takes the machine away is to see no error, and scripts are not to go on
+
+    @contextmanager
+    def _going_on_said(self) -> Iterator[None]:
+        """Where a worker was killed or numbers were not finite, says what goes on from the last checkpoint, if any."""
+        try:
+            yield
+        except (ChildProcessError, FloatingPointError):
+            if rank_zero_only.rank == 0 and self.files.newest_first():
+                print(f"to go on from the last checkpoint: {self.to_go_on}", flush=True)
+            raise
 
     def _end(self, resumed: str | None) -> None:
         if self.checkpoint.stopped:
@@ -201,7 +212,8 @@ class RunCLI(LightningCLI):
     ) -> None:
         path, _ = self._existing_checkpoint(ckpt_path or "last")
         self.prepare()
-        self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)
+        with killed_workers_said():
+            self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)
 
     def prepare(self) -> None:
         """What is left to do before the Trainer takes over."""

@@ -1,11 +1,16 @@
 """Signals in the processes that read samples: a stop is the main process' to decide, and its last step needs them."""
 
 import os
+import re
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 
 FOR_THE_MAIN_PROCESS = [signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+
+ENDED = re.compile(r"DataLoader worker \(pid\S* ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)")
 
 
 def leave_signals_to_main(worker: int) -> None:
@@ -26,3 +31,23 @@ def _obey(main: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main:
         pass
     os._exit(0)
+
+
+@contextmanager
+def killed_workers_said() -> Iterator[None]:
+    """Turns the end of a worker that was killed into a ChildProcessError, an OSError, with what to do.
+
+    PyTorch tells of it by a RuntimeError wherever the main process happens to be.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        ended = ENDED.search(str(error.__cause__)) or ENDED.search(str(error))  # the cause says more, if it is one
+        if ended is None:
+            raise
+        how = f"by a signal ({ended[2].strip()})" if ended[2] else "unexpectedly"
+        short = "shared memory (/dev/shm)" if "Bus error" in how else "memory"
+        raise ChildProcessError(
+            f"a worker that reads samples (process {ended[1]}) was ended {how}, most likely as {short} has run out: "
+            "use fewer workers or smaller batches"
+        ) from error

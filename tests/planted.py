@@ -1,6 +1,7 @@
 """Callbacks that plant what goes wrong in runs on several devices, in processes that a test cannot look into."""
 
 import math
+import multiprocessing
 import os
 import signal
 import time
@@ -27,6 +28,21 @@ class Killed(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.unseen:
             time.sleep(600)
+
+
+class WorkerKilled(pl.Callback):
+    """Kills a process that reads samples, as where memory runs out, after an update counted from 1."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            worker = multiprocessing.active_children()[0]
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # PyTorch is to find out itself
 
 
 class Spoilt(pl.Callback):

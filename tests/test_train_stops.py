@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 import cli
+import train
 from callbacks.progress import Progress
 from model_files import load_config
 from run_cli import CHECKPOINT
@@ -265,3 +266,17 @@ def test_a_signal_to_the_whole_group_reaches_the_workers_too_and_loses_nothing(n
     assert said.count("stopping after this ") == 1
     assert load_config(run / "model")["codebook_size"] == 16
     assert checkpoint_of(run)["global_step"] >= STEPS_AN_EPOCH
+
+
+def test_a_worker_is_killed(tmp_path, capsys):
+    given = ["--data.loading.workers=2", "--checkpoints.every_steps=1", "--trainer.max_steps=40"]
+    given += ["--trainer.callbacks+=tests.planted.WorkerKilled", "--trainer.callbacks.step=2"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: train.train("tokenizer", ["fit", *arguments("tokenizer", tmp_path / "run", *given)]))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: a worker that reads samples (process ")
+    assert "most likely as memory has run out" in line
+    last = captured.out.splitlines()[-1]
+    assert last.startswith("to go on from the last checkpoint: ") and last.endswith("--ckpt_path last")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from data.worker_signals import leave_signals_to_main
+from data.worker_signals import killed_workers_said, leave_signals_to_main
 
 
 class Pids(Dataset):
@@ -49,3 +49,16 @@ def test_the_main_process_ends_a_worker(batches):
     (process,) = batches._workers
     process.join(timeout=30)
     assert process.exitcode == 0
+
+
+def test_a_worker_that_is_killed(batches):
+    worker = next(batches)
+    os.kill(worker, signal.SIGKILL)
+    said = rf"process {worker}\) was ended .*, most likely as memory has run out"
+    with pytest.raises(ChildProcessError, match=said), killed_workers_said():
+        list(batches)
+
+
+def test_other_errors_stay():
+    with pytest.raises(RuntimeError, match="ours"), killed_workers_said():
+        raise RuntimeError("ours")
