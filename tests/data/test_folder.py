@@ -180,7 +180,8 @@ def test_threshold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     report = tmp_path / "six.json"
     message = (
         r"six: 6 of 100 files rejected \(6\.0%; max_rejected=0\.05 allows 5\.0%\); mend them or set "
-        r"max_rejected=0\.07 \(--data\.loading\.max_rejected .* else --max_rejected\): 6 broken picture\. First: 000\.png"
+        r"max_rejected=0\.07 \(--data\.loading\.max_rejected .* else --max_rejected\): 6 broken picture\. "
+        r"First: 000\.png"
     )
     with pytest.raises(ValueError, match=message) as caught:
         FolderSource(six, need_captions=False, report=report)
