@@ -46,11 +46,16 @@ class CheckpointPolicy:
 
 
 class CheckpointFolder:
-    """The checkpoints in `folder`, which one process at a time writes (locks.py)."""
+    """The checkpoints in `folder`, which one process at a time writes (locks.py).
+
+    Attributes:
+        written: whether `write` has made the last one; else it is that of an earlier process, and may be damaged.
+    """
 
     def __init__(self, folder: Path, policy: CheckpointPolicy) -> None:
         self.folder, self.policy = folder, policy
         self.last = folder / LAST
+        self.written = False
         self._damaged: list[Path] = []
 
     def newest_first(self) -> list[Path]:
@@ -94,6 +99,7 @@ class CheckpointFolder:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+        self.written = True
         sync_folder(self.folder)
         self._prune()
 

@@ -199,8 +199,8 @@ class RunCLI(LightningCLI):
 
     def _export_checkpoint(self, resumed: str | None) -> None:
         """Exports the averaged weights in the checkpoint; in the resumed one where that fit was over already."""
-        own = self.files.last
-        checkpoint = load_checkpoint(own if own.is_file() or resumed is None else resumed, self.model)
+        path = self.files.last if self.files.written or resumed is None else resumed
+        checkpoint = load_checkpoint(path, self.model)
         self.load_whole(checkpoint["state_dict"])
         self.export(self.run_folder / cli.MODEL_FOLDER)
 

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import cli
 import train
@@ -218,6 +221,17 @@ def test_a_run_that_is_over_is_exported_again(tokenizer_run, tmp_path, capsys):
     assert (run / "model" / "model.safetensors").read_bytes() == (
         tokenizer_run / "model" / "model.safetensors"
     ).read_bytes()
+
+
+def test_where_the_last_one_is_damaged_the_one_before_is_exported_again(tmp_path):
+    """No step is left to do from there, so that the damaged one stays in its place."""
+    run = fit("tokenizer", tmp_path / "run", "--checkpoints.every_steps=3")
+    expected = torch.load(run / "checkpoints" / "step-0000003.ckpt", weights_only=True)["state_dict"]
+    (run / CHECKPOINT).write_bytes(b"nothing")
+    shutil.rmtree(run / "model")
+    fit("tokenizer", run, "--ckpt_path=last", "--trainer.max_steps=3")
+    for name, tensor in load_file(run / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, expected[f"model.{name}"]), name
 
 
 def test_a_checkpoint_that_is_at_the_end_already_is_exported_under_another_name(tokenizer_run, tmp_path):
