@@ -139,7 +139,8 @@ class RunCLI(LightningCLI):
         return Path(self.config[self.subcommand].run)
 
     def fit(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
-        with only_writer(self.run_folder) if rank_zero_only.rank == 0 else nullcontext():
+        lock = only_writer(self.run_folder) if rank_zero_only.rank == 0 else nullcontext()
+        with lock, nullcontext() if self.checks else self.checkpoint.signals_kept():
             ckpt_path = self._start(ckpt_path)
             self.prepare()
             datamodule.setup()  # before Lightning begins a log

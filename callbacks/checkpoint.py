@@ -3,6 +3,8 @@
 import logging
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -46,6 +48,7 @@ class RunCheckpoint(Checkpoint):
         self._step_ended = True  # or are gradients being added up, which no checkpoint would hold
         self._stop = False  # asked for, maybe in the middle of a step
         self._over = False
+        self._kept = False  # are the signals, after the fit
 
     @property
     def error(self) -> Exception | None:
@@ -124,5 +127,22 @@ class RunCheckpoint(Checkpoint):
                 )
         self._next = time.monotonic() + 60 * minutes
 
+    @contextmanager
+    def signals_kept(self) -> Iterator[None]:
+        """Around a fit and what follows it, the export: no further signal ends that half-way, but a second Ctrl-C."""
+        self._kept = True
+        try:
+            yield
+        finally:
+            self._kept = False
+            self._signals.restore()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has just put back the handlers from before the fit."""
+        self._over = True
+        if self._kept:
+            self._signals.install()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._signals.restore()
+        if not self._kept:
+            self._signals.restore()

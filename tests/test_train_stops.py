@@ -181,6 +181,35 @@ def test_under_slurm_lightning_leaves_the_signals_alone(number, tmp_path, ctrl_c
     assert checkpoint_of(tmp_path / "run")["global_step"] == 3
 
 
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (None, signal.SIGINT)])
+def test_no_signal_cuts_the_export(first, second, tmp_path, ctrl_c_at, monkeypatch, capsys):
+    """A machine is given a second warning; Ctrl-C comes when all is done but that."""
+    export = train.TokenizerCLI.export
+
+    def signalled(self, folder: Path) -> None:
+        signal.raise_signal(second)
+        export(self, folder)
+
+    def default(*_) -> None:
+        raise AssertionError("the process would be gone")
+
+    monkeypatch.setattr(train.TokenizerCLI, "export", signalled)
+    before = signal.signal(second, default)
+    try:
+        if first is None:
+            fit("tokenizer", tmp_path / "run")
+        else:
+            ctrl_c_at(3, number=first)
+            with pytest.raises(SystemExit) as stop:
+                fit("tokenizer", tmp_path / "run")
+            assert stop.value.code == 0
+        assert signal.getsignal(second) is default
+    finally:
+        signal.signal(second, before)
+    assert ("the run is at its end already" in capsys.readouterr().err) == (first is None)
+    assert load_config(tmp_path / "run" / "model")["codebook_size"] == 16
+
+
 def test_a_reader_that_is_gone_costs_no_checkpoint(tmp_path, ctrl_c_at, monkeypatch):
     """`train.py 2>&1 | tee log`: a signal to the group ends tee, too."""
     reader, writer = os.pipe()
