@@ -21,6 +21,7 @@ import cli
 from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.dry_run import DryRun
+from callbacks.optimizer_settings import OptimizerSettings
 from callbacks.output import say
 from callbacks.pictures import PictureWriter
 from callbacks.process_watch import ProcessWatch
@@ -132,7 +133,8 @@ class RunCLI(LightningCLI):
         picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
         watch = UpdateWatch(self.run_folder / "spikes.jsonl", self.config[self.subcommand].max_skipped)
         # Drawn on one device, which would wait for the others' shares of the weights for ever.
-        return [*([] if self.spread else [picture]), watch, ProcessWatch(), Progress(), self.checkpoint]
+        shown = [] if self.spread else [picture]
+        return [*shown, watch, ProcessWatch(), OptimizerSettings(), Progress(), self.checkpoint]
 
     @property
     def run_folder(self) -> Path:

@@ -215,6 +215,8 @@ class PriorSystem(pl.LightningModule):
         peak = peak_flops(self.device, PRODUCTS.get(self.trainer.precision, torch.float32))
         self.throughput = Throughput(config.seq_len, training_flops(config), peak, devices)
         self._reported = self.global_step
+        if self._plateau is not None:
+            self._plateau.patience = self.optim.patience  # a checkpoint brings its own
 
     def on_validation_epoch_end(self) -> None:
         if self._plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
