@@ -24,15 +24,18 @@ EVERY = 0.2  # seconds between two looks
 PATIENCE = 5.0  # seconds that a process has to end by itself, with its own error
 
 _over = threading.Event()
+_first: int | None = None  # the process that this one watches, if it was started by one
 
 
 def watch_first_process() -> None:
     """To be called where a script begins: in a further process, has it end when the first one has; in the first one,
     tells the further ones which it is."""
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    global _first
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # also of all that srun or mpirun have started
         os.environ[STARTED_BY] = str(os.getpid())
     elif STARTED_BY in os.environ:
-        threading.Thread(target=_watch_first, args=(int(os.environ[STARTED_BY]),), daemon=True).start()
+        _first = int(os.environ[STARTED_BY])
+        threading.Thread(target=_watch_first, args=(_first,), daemon=True).start()
 
 
 def _watch_first(first: int) -> None:
@@ -44,7 +47,7 @@ def _watch_first(first: int) -> None:
 
 
 def _end_without_first() -> NoReturn:
-    _end(f"the process of device 0 ({os.environ[STARTED_BY]}) has ended")
+    _end(f"the process of device 0 ({_first}) has ended")
 
 
 class ProcessWatch(Callback):
@@ -94,7 +97,7 @@ class ProcessWatch(Callback):
         while time.monotonic() < until:
             if (ended := self._ended()) is not None:
                 self._end_without(ended)
-            if trainer.local_rank > 0 and os.getppid() != int(os.environ[STARTED_BY]):
+            if _first is not None and os.getppid() != _first:
                 _end_without_first()
             time.sleep(EVERY / 10)
 

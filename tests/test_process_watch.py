@@ -7,9 +7,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from callbacks import process_watch
+from callbacks.process_watch import ProcessWatch, watch_first_process
 from tests.runs import MARKS, ROOT, arguments, checkpoint_of, fit
 
 pytestmark = MARKS
@@ -53,3 +57,13 @@ def test_one_process_is_killed(kind, strategy, killed, unseen, said, tmp_path, e
     run = fit(kind, tmp_path / "run", *given, "--ckpt_path=last")
     losses = [checkpoint_of(each)["update_watch"]["losses"] for each in (run, fit(kind, tmp_path / "alone", *given))]
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_an_error_in_a_process_that_a_cluster_has_started_stays_one(monkeypatch):
+    """srun and mpirun set no LOCAL_RANK, so that each process begins as a first one does, whatever its device."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv(process_watch.STARTED_BY, "")
+    monkeypatch.setattr(process_watch, "_end", lambda message: pytest.fail(message))
+    watch_first_process()
+    trainer = SimpleNamespace(world_size=2, local_rank=1)
+    ProcessWatch().on_exception(trainer, None, torch.OutOfMemoryError("out of memory"))
