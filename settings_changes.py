@@ -1,23 +1,26 @@
 """What of a run's settings may be another where it goes on from a checkpoint: not what its weights mean."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 OF_THE_MODEL = ("model.vae", "model.prior", "model.reconstruction", "data.image_size")
+FREE = ("model.vae.quantizer_options",)  # of any names, where one that is missing has its default
 NOT_OF_THE_WEIGHTS = ("model.prior.checkpoint_activations",)
 UNIMPORTANT = (  # where a run lies, what it shows, and how fast it reads
     "run",
     "ckpt_path",
     "check",
     "checkpoints",
+    "max_skipped",
     "data.loading.workers",
     "data.loading.report",
     *(f"trainer.{name}" for name in ("callbacks", "logger", "log_every_n_steps", "profiler", "enable_progress_bar")),
+    "trainer.default_root_dir",
 )
 
 
 def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another now, in words, unimportant things left out.
+    """What is another now, in words, unimportant things left out, and settings that only one of the two versions has.
 
     Args:
         saved, now: nested, as in a run's config.yaml.
@@ -29,7 +32,7 @@ def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     changes = {
         name: f"{name} was {before.get(name)} and is {after.get(name)}"
         for name in names
-        if not _within(name, UNIMPORTANT)
+        if not _within(name, UNIMPORTANT) and _has(before, name) and _has(after, name)
     }
     of_model = [
         said for name, said in changes.items() if _within(name, OF_THE_MODEL) and not _within(name, NOT_OF_THE_WEIGHTS)
@@ -47,5 +50,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _within(name: str, parts: tuple[str, ...]) -> bool:
+def _has(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether flat settings are of a version that has this one, if only as a part of what is None there."""
+    return _within(name, (*settings, *FREE)) or any(_within(other, (name,)) for other in settings)
+
+
+def _within(name: str, parts: Iterable[str]) -> bool:
     return any(name == part or name.startswith(f"{part}.") for part in parts)

@@ -4,8 +4,14 @@ from settings_changes import changed_settings, flat
 
 SAVED = {
     "run": "runs/a",
-    "trainer": {"max_steps": 10, "logger": None},
-    "model": {"vae": {"quantizer": "vq", "quantizer_options": {}}, "optim": {"lr": 0.1}, "reconstruction": "l1"},
+    "max_skipped": 10,
+    "trainer": {"max_steps": 10, "logger": None, "default_root_dir": "runs/a"},
+    "model": {
+        "adversarial": None,
+        "vae": {"quantizer": "vq", "quantizer_options": {}},
+        "optim": {"lr": 0.1},
+        "reconstruction": "l1",
+    },
     "data": {"loading": {"workers": 2, "batch_size": 8}, "image_size": 64},
 }
 
@@ -25,7 +31,14 @@ def test_nothing_has_changed():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("run", "runs/b"), ("data.loading.workers", 0), ("trainer.logger", {"class_path": "CSVLogger"})]
+    ("name", "value"),
+    [
+        ("run", "runs/b"),
+        ("trainer.default_root_dir", "runs/b"),
+        ("max_skipped", 5),
+        ("data.loading.workers", 0),
+        ("trainer.logger", {"class_path": "CSVLogger"}),
+    ],
 )
 def test_what_changes_no_weight_is_free(name, value):
     assert changed_settings(SAVED, with_change(name, value)) == []
@@ -51,6 +64,18 @@ def test_what_changes_the_training_is_said():
 def test_what_the_weights_mean_is_refused(name, value, said):
     with pytest.raises(ValueError, match=f"the checkpoint is of another model: {said}$"):
         changed_settings(SAVED, with_change(name, value))
+
+
+@pytest.mark.parametrize("name", ["model.vae.new", "model.optim.new", "trainer.new", "model.perceptual"])
+@pytest.mark.parametrize("value", [3, {"inner": 3}])
+def test_a_setting_that_only_one_version_has_is_no_change(name, value):
+    assert changed_settings(SAVED, with_change(name, value)) == []
+    assert changed_settings(with_change(name, value), SAVED) == []
+
+
+def test_what_was_there_and_is_off_now_is_said():
+    saved = with_change("model.adversarial", {"start_step": 3})
+    assert "model.adversarial.start_step was 3 and is None" in changed_settings(saved, SAVED)
 
 
 def test_recomputing_activations_is_no_other_prior():
