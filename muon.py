@@ -111,7 +111,7 @@ class Muon(Optimizer):
         gradients, own = [_own(weight.grad) for weight in weights], [_own(weight) for weight in weights]
         shrink: float | Tensor = 1 - lr * weight_decay
         if found_inf is not None:
-            shrink = torch.where(found_inf > 0, 1.0, shrink)
+            shrink = torch.where(found_inf > 0, 1.0, found_inf.new_full((), shrink, dtype=own[0].dtype))
             pairs = zip(averages, gradients, strict=True)
             gradients = [torch.where(found_inf > 0, average, gradient) for average, gradient in pairs]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)

@@ -30,6 +30,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "AdamW": lambda model: AdamW(model.parameters(), lr=0.1),
     "Adam": lambda model: Adam(model.parameters(), lr=0.1),
     "Muon": muon,
+    "Muon, float64": lambda model: muon(model.double()),
 }
 
 
@@ -39,7 +40,7 @@ def learn(make: Callable[[nn.Module], Optimizer], plan: str, guard: Guard | None
     optimizer = make(model)
     for step, letter in enumerate(plan):
         random = torch.Generator().manual_seed(step)
-        loss = model(torch.randn(4, 3, generator=random)).square().mean()
+        loss = model(torch.randn(4, 3, generator=random).to(model[0].weight)).square().mean()
         if letter == "n":
             loss = loss * math.nan
         optimizer.zero_grad()
