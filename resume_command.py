@@ -1,23 +1,31 @@
 """The command that goes on with a run, from the one that began it."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
 OPTION = "--ckpt_path"
+CHECK = "--check"  # after which there is nothing to go on with
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # torchrun, srun, mpirun
 
 
 def resume_command(kind: str, args: Sequence[str]) -> str:
-    """For a shell: the interpreter and script as they were typed, the same arguments, and the last checkpoint."""
+    """For a shell: the interpreter and script as they were typed, the same arguments, and the last checkpoint.
+
+    In words where torchrun, srun or mpirun has started this process: it does not know what was typed.
+    """
+    if any(name in os.environ for name in LAUNCHERS):
+        return f"the same launcher and command with {OPTION} last"
     typed, own = sys.orig_argv, [kind, *args]
     begin = typed[: -len(own)] if typed[-len(own) :] == own else ["python", "train.py"]
-    return shlex.join([*begin, kind, *_without_checkpoint(args), OPTION, "last"])
+    return shlex.join([*begin, kind, *_kept(args), OPTION, "last"])
 
 
-def _without_checkpoint(args: Sequence[str]) -> Iterator[str]:
+def _kept(args: Sequence[str]) -> Iterator[str]:
     words = iter(args)
     for word in words:
         if word == OPTION:
             next(words, None)
-        elif not word.startswith(f"{OPTION}="):
+        elif word != CHECK and not word.startswith(f"{OPTION}="):
             yield word
