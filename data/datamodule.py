@@ -157,7 +157,7 @@ class CaptionedData(pl.LightningDataModule):
         report = self.loading.report and Path(self.loading.report)
         path = report.with_name(f"{report.stem}-found.jsonl") if report else None
         count = self.source.config.samples if isinstance(self.source, StreamedShards) else len(self.source)
-        return LateRejects(path, int(self.loading.max_rejected * count))
+        return LateRejects(path, int(self.loading.max_rejected * count), self.fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the next training batch. A batch that was read but whose step did not end (Ctrl-C) is

@@ -6,6 +6,7 @@ stands in this report.
 
 import json
 import logging
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable
@@ -181,11 +182,13 @@ class LateRejects:
     Args:
         path: a file of JSON lines, added to as they are found, also by a run that goes on. None lists them nowhere.
         most: more samples than so many are a ValueError.
+        data: names the data (`data.split.fingerprint`); it stands in each line, and lines of other data, of before it
+            was mended for example, do not count.
     """
 
-    def __init__(self, path: Path | None, most: int) -> None:
-        self.path, self.most = path, most
-        self._seen = _files_in(path) if path is not None and path.is_file() else set()
+    def __init__(self, path: Path | None, most: int, data: str = "") -> None:
+        self.path, self.most, self.data = path, most, data
+        self._seen = _files_in(path, data) if path is not None and path.is_file() else set()
 
     def add(self, rejects: Iterable[Reject]) -> None:
         """Take note of rejects; those that are known already cost nothing."""
@@ -200,25 +203,35 @@ class LateRejects:
         if len(self._seen) > self.most:
             raise ValueError(
                 f"{len(self._seen):,} samples turned out unusable, --data.loading.max_rejected allows {self.most:,}; "
-                f"{'all are in ' + str(self.path) if self.path else 'the last is ' + str(reject)}"
+                + (
+                    f"all are in {self.path}: mend them, and if the run is refused nevertheless, remove that file"
+                    if self.path
+                    else f"the last is {reject}"
+                )
             )
 
     def _list(self, reject: Reject) -> None:
         if self.path is None:
             return
-        line = json.dumps(reject._asdict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        record = reject._asdict() | {"data": self.data}
+        line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read(1) == b"\n" else b"\n" + line  # after one that was cut off
                 file.write(line)
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error.strerror)
 
 
-def _files_in(path: Path) -> set[str]:
-    """The files that a list names; a line that was cut off by the end of a run is not one."""
+def _files_in(path: Path, data: str) -> set[str]:
+    """The files of this data that a list names; a line that was cut off by the end of a run is not one."""
     files = set()
     for line in path.read_bytes().splitlines():
         with suppress(ValueError, KeyError, TypeError):
-            files.add(json.loads(line)["file"])
+            record = json.loads(line)
+            if record["data"] == data:
+                files.add(record["file"])
     return files

@@ -240,10 +240,27 @@ def test_late_rejects_are_kept_over_an_interruption(tmp_path, caplog):
     with path.open("ab") as file:
         file.write(b'{"file": "half a li')
     LateRejects(path, 40).add(rejects)
-    files = [line for line in path.read_bytes().splitlines() if b"half" not in line]
-    assert len(path.read_bytes().splitlines()) == 40 and len(files) == 39
-    with pytest.raises(ValueError, match=r"41 samples .* --data\.loading\.max_rejected allows 40; all are in"):
+    files = [json.loads(line)["file"] for line in path.read_bytes().splitlines() if b"half" not in line]
+    assert files == [f"{n}\udcff" for n in range(40)]
+    with pytest.raises(ValueError, match=r"42 samples .* --data\.loading\.max_rejected allows 40; all are in"):
         LateRejects(path, 40).add([Reject("x", Reason.BROKEN), Reject("y", Reason.BROKEN)])
+
+
+def test_late_rejects_of_other_data_do_not_count(with_broken, tmp_path):
+    """The same run goes on once the pictures are mended, which makes it other data."""
+    settings = {"max_rejected": 0.05, "report": str(tmp_path / "run" / "rejects.json")}
+    for _ in range(2):
+        data = tokenizer_data(with_broken, **settings)
+        data.setup()
+        with pytest.raises(ValueError, match=r"3 samples turned out .* all are in .*rejects-found\.jsonl: mend them"):
+            list(data.train_dataloader())
+    left = [number for number in range(40) if number not in BROKEN - {39}]
+    members = [(f"{number:09d}.jpg", picture(number, "JPEG", (64, 64))) for number in left]
+    write_tar(with_broken / "0.tar", members)
+    data = tokenizer_data(with_broken, **settings)
+    data.setup()
+    assert list(data.train_dataloader())
+    data._late_rejects.add([Reject("another", Reason.BROKEN)])
 
 
 # ---- mixtures
