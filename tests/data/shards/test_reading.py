@@ -254,8 +254,14 @@ def test_late_rejects_of_other_data_do_not_count(with_broken, tmp_path):
         data.setup()
         with pytest.raises(ValueError, match=r"3 samples turned out .* all are in .*rejects-found\.jsonl: mend them"):
             list(data.train_dataloader())
-    left = [number for number in range(40) if number not in BROKEN - {39}]
-    members = [(f"{number:09d}.jpg", picture(number, "JPEG", (64, 64))) for number in left]
+    members = [
+        member
+        for number in range(40)
+        for member in (
+            (f"{number:09d}.jpg", picture(number, "JPEG", (64, 64))),
+            (f"{number:09d}.json", json.dumps({"split": "val" if number % 10 == 9 else "train"}).encode()),
+        )
+    ]
     write_tar(with_broken / "0.tar", members)
     data = tokenizer_data(with_broken, **settings)
     data.setup()
