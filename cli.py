@@ -13,6 +13,7 @@ import torch
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 MAX_LENGTH = 500  # of a message: jsonargparse lists all that a value is not
+_OF_TYPES = ("Parser key ", "Does not validate ", "Subtypes: ", "Errors:", "Expected a ", "Problem with ", "Given ")
 MODEL_FOLDER = "model"  # where a run exports to
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -56,8 +57,18 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in text:
         _, last_frame = text.rsplit("\n  File ", 1)
         text = re.split(r"\n(?! )", last_frame, maxsplit=1)[1].partition(": ")[2]  # where indented code ends
-    text = " ".join(text.split()) or type(error).__name__
+    text = " ".join(_of_types(text).split()) or type(error).__name__
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"
+
+
+def _of_types(message: str) -> str:
+    """Of jsonargparse's list of why a value is of none of some types, what says more than which they are."""
+    said = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    said = [line for line in said if line and not line.startswith(_OF_TYPES)]
+    if "Does not validate against any of the Union subtypes" not in message or not said:
+        return message
+    key = re.match(r'Parser key "([^"]+)"', message)
+    return (f"{key[1]}: " if key else "") + "; ".join(said)
 
 
 def of_command_line(error: Exception) -> str:

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from torch._utils import ExceptionWrapper
 
 import cli
+from data.shards.config import ShardsConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +52,21 @@ def raising(error: BaseException) -> Callable[[], None]:
 )
 def test_a_mistake_becomes_one_line(ends, error, said):
     assert ends(raising(error)) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (['--shards.sets=[{"path": "a", "wieght": 1}]'], "shards: Option 'wieght' is not accepted"),
+        (["--shards=a", "--shards.index=b"], "shards: the following arguments are required: sets"),
+    ],
+)
+def test_of_a_value_of_several_types_it_is_said_what_is_wrong(arguments, said):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--shards", type=str | ShardsConfig | None)
+    with pytest.raises(ArgumentError) as error:
+        parser.parse_args(arguments)
+    assert cli.one_line(error.value) == said
 
 
 def test_faults_of_ours_keep_their_traceback():
