@@ -9,6 +9,7 @@ same each time, so that whoever reads the shards as a stream sees them mixed. Th
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import uuid
@@ -39,18 +40,31 @@ def pack(source: FolderSource, out: str | Path, *, size: int) -> int:
         order = sorted(range(len(source)), key=lambda index: hashlib.blake2b(source.key(index).encode()).digest())
         firsts = range(0, len(order), size)
         for number, first in enumerate(firsts):
-            with tarfile.open(beside / f"{number:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            path = beside / f"{number:05d}.tar"
+            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
                 for row, index in enumerate(order[first : first + size], start=first):
                     for name, content in _members(source, index):
                         member = tarfile.TarInfo(f"{row:09d}.{name}")  # of nobody, at time 0
                         member.size = len(content)
                         archive.addfile(member, io.BytesIO(content))
+            _sync(path)
+        _sync(beside)
         refuse_existing(out)
         beside.rename(out)
+        _sync(out.parent)
     except BaseException:
-        shutil.rmtree(beside)
+        shutil.rmtree(beside, ignore_errors=True)  # it may have been renamed already
         raise
     return len(firsts)
+
+
+def _sync(path: Path) -> None:
+    """A file or folder to the disk: after a power cut, shards that are there are whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(out: str | Path) -> None:

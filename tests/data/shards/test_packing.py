@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -89,6 +90,20 @@ def test_nothing_is_left_of_what_failed(folder, tmp_path):
         pack(source, tmp_path / "shards", size=2)
     with pytest.raises(ValueError, match="size=0"):
         pack(source, tmp_path / "other", size=0)
+
+
+def test_shards_are_on_the_disk_before_they_appear(folder, tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "shards").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", noting)
+    pack(FolderSource(folder, need_captions=True), tmp_path / "shards", size=5)
+    tars, (beside, early), parent = synced[:2], synced[2], synced[3]
+    assert tars == [("00000.tar", False), ("00001.tar", False)]
+    assert beside.endswith(".partial") and not early and parent == (tmp_path.name, True)
 
 
 def test_the_command(folder, tmp_path, capsys):
