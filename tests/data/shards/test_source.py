@@ -1,14 +1,10 @@
 """Shards as a source: what becomes a sample, what is rejected, and when an index is made anew."""
 
 import json
-import os
 import pickle
-import random
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import webdataset
@@ -17,7 +13,6 @@ from webdataset.tariterators import base_plus_ext
 from data.rejects import Reason, Rejected
 from data.shards.config import ShardsConfig, ShardSet
 from data.shards.grouping import key_and_suffix
-from data.shards.index import Stamp, index_file, make_index
 from data.shards.source import ShardsSource
 from data.source import Source
 from data.split import _table, fingerprint, key_hash
@@ -260,82 +255,6 @@ def test_all_pictures_decoded_beforehand(tmp_path, monkeypatch):
     assert contents(open_shards(path, decode=True)) == contents(source), "once is enough"
 
 
-def test_an_index_is_kept_and_used(tmp_path, monkeypatch):
-    shards_of(tmp_path, range(20))
-    first = open_shards(tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("*.index")) == ["00000.tar.index", "00001.tar.index"]
-    monkeypatch.setattr("data.shards.index.make_index", None)
-    again = open_shards(tmp_path)
-    assert contents(again) == contents(first) and fingerprint(again) == fingerprint(first)
-
-
-@pytest.mark.parametrize(
-    "how", ["changed", "touched", "damaged index", "flipped index", "flipped header", "other rules"]
-)
-def test_an_index_is_made_anew(tmp_path, how, monkeypatch):
-    path = write_tar(tmp_path / "a.tar", [*sample(1), ("x.txt", b"alone")])
-    first = open_shards(path)
-    index = index_file(path, None)
-    if how == "changed":
-        write_tar(path, sample(2))
-    elif how == "touched":
-        os.utime(path, ns=(1, 1))
-    elif how == "damaged index":
-        index.write_bytes(index.read_bytes()[:-1])
-    elif how == "flipped index":
-        content = bytearray(index.read_bytes())
-        content[-9] ^= 1
-        index.write_bytes(content)
-    elif how == "flipped header":
-        content = index.read_bytes()
-        assert content.count(b"a.tar: x") == 1
-        index.write_bytes(content.replace(b"a.tar: x", b"a.tar: y"))
-    else:
-        monkeypatch.setattr("data.shards.index.VERSION", "0")
-    made = []
-    monkeypatch.setattr("data.shards.index.make_index", lambda shard: made.append(shard) or make_index(shard))
-    source = open_shards(path)
-    assert made == [path]
-    assert contents(source) == [(f"{n:09d}", n, (f"thing {n}",), None) for n in ([2] if how == "changed" else [1])]
-    assert (fingerprint(source) == fingerprint(first)) == (how != "changed")
-
-
-def test_indexing_leaves_the_global_generator_alone(tmp_path, monkeypatch):
-    """And does not go by it: seeded alike, devices would all index the same shard at the same time."""
-    shards_of(tmp_path, range(30), size=1)
-    orders = []
-    for _ in range(2):
-        order = []
-        with monkeypatch.context() as context:
-            context.setattr("data.shards.index.ThreadPoolExecutor", lambda: nullcontext(SimpleNamespace(map=map)))
-            context.setattr(
-                "data.shards.index.make_index", lambda shard, to=order: to.append(shard) or make_index(shard)
-            )
-            random.seed(7)
-            before = random.getstate()
-            open_shards(tmp_path)
-        assert random.getstate() == before
-        orders.append(order)
-        for path in tmp_path.glob("*.index"):
-            path.unlink()
-    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
-
-
-def test_indexes_in_a_folder_of_their_own(tmp_path, caplog):
-    for name, n in (("a", 1), ("b", 2)):
-        write_tar(tmp_path / name / "0.tar", sample(n))
-    sets = [ShardSet(path=str(tmp_path / name)) for name in ("a", "b")]
-    config = ShardsConfig(sets=sets, index=str(tmp_path / "indexes"))
-    for _ in range(2):
-        assert [row[1] for row in contents(open_shards(config))] == [1, 2]
-    assert len(list((tmp_path / "indexes").iterdir())) == 2
-    assert [path.name for path in tmp_path.glob("[ab]/*")] == ["0.tar", "0.tar"]
-    (tmp_path / "file").write_text("in the way")
-    nowhere = ShardsConfig(sets=sets, index=str(tmp_path / "file"))
-    assert [row[1] for row in contents(open_shards(nowhere))] == [1, 2]
-    assert "the indexes of 1 shards cannot be kept there" in caplog.text
-
-
 def test_a_shard_that_changes_under_way_is_noticed(tmp_path):
     shards_of(tmp_path, range(20))
     source = open_shards(tmp_path)
@@ -426,9 +345,3 @@ def test_several_sets(tmp_path):
     sets = [ShardSet(path=paths[0]), ShardSet(path=paths[1], name="b")]
     source = open_shards(ShardsConfig(sets=sets))
     assert [source.key(i) for i in (0, 11, 12, 23)] == ["000000000", "000000011", "b/000000000", "b/000000011"]
-
-
-def test_the_stamp_has_nanoseconds(tmp_path):
-    path = write_tar(tmp_path / "a.tar", [])
-    os.utime(path, ns=(0, 1_000_000_007))
-    assert Stamp.of(path.stat()) == (10240, 1_000_000_007)
