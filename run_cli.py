@@ -13,7 +13,6 @@ import yaml
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -21,6 +20,7 @@ import cli
 from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.dry_run import DryRun
+from callbacks.event_log import EventLog
 from callbacks.optimizer_settings import OptimizerSettings
 from callbacks.output import say
 from callbacks.pictures import PictureWriter
@@ -111,9 +111,7 @@ class RunCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         callbacks = [*(config.trainer.callbacks or []), *self._callbacks()]
         if config.trainer.logger is None:
-            kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
-                self.run_folder, "tensorboard", version=""
-            )
+            kwargs["logger"] = self.subcommand == "fit" and EventLog(self.run_folder, "tensorboard", version="")
         kwargs["strategy"] = strategy_of(config.trainer.strategy, self.kind, self.can_spread)
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 

@@ -1,5 +1,6 @@
 """Pictures while a run trains, on the disk and for the loggers."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pytorch_lightning.callbacks import Callback
 
 from callbacks.run_state import after_last_step
 from grids import save_png
+
+log = logging.getLogger(__name__)
 
 PICTURE_SHARE = 0.05  # of a run's time that drawing pictures may take
 
@@ -45,8 +48,11 @@ class PictureWriter(Callback):
             return
         with torch.no_grad():
             picture = self.draw(pl_module)
-        save_png(picture, self.folder / f"{self.name}-{trainer.global_step:07d}.png")
-        self._show(picture, trainer)
+        try:
+            save_png(picture, self.folder / f"{self.name}-{trainer.global_step:07d}.png")
+            self._show(picture, trainer)
+        except OSError as error:  # a full disk costs a picture, not the run
+            log.warning("the picture of step %s could not be written: %s", trainer.global_step, error)
         took = time.monotonic() - started
         self._next = started + max(self.seconds, took / PICTURE_SHARE)
 

@@ -12,11 +12,13 @@ from PIL import Image
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from callbacks import progress
+from callbacks import pictures, progress
 from callbacks.checkpoint import RunCheckpoint
+from callbacks.event_log import EventLog
 from callbacks.pictures import PictureWriter
 from callbacks.progress import Progress
 from checkpoint_folder import CheckpointFolder, CheckpointPolicy
@@ -146,6 +148,30 @@ def test_pictures_reach_tensorboard_and_whatever_has_log_image(tmp_path):
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     (picture,) = events.Images("red")
     assert (picture.step, picture.width, picture.height) == (1, 4, 4)
+
+
+def test_a_full_disk_costs_pictures_and_logs_but_not_the_run(tmp_path, clock, monkeypatch, caplog):
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    class FullAt3(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_) -> None:
+            if trainer.global_step == 2:
+                monkeypatch.setattr(pictures, "save_png", full)
+                for name in ("add_event", "flush"):
+                    monkeypatch.setattr(EventFileWriter, name, full)
+
+    board = EventLog(tmp_path, "board", version="")
+    drawn = PictureWriter("red", tmp_path, solid, seconds=0)
+    fit(FullAt3(), drawn, checkpoints_in(tmp_path / "kept"), loggers=[board], steps=4)
+    assert steps_drawn(tmp_path) == [1, 2]
+    assert torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["global_step"] == 4
+    said = [message for message in caplog.messages if "No space left" in message]
+    assert [message.split(" (")[0].split(":")[0] for message in said] == [
+        f"TensorBoard's log in {board.log_dir} ends here",
+        "the picture of step 3 could not be written",
+        "the picture of step 4 could not be written",
+    ]
 
 
 # ---- checkpoints
