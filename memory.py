@@ -42,13 +42,36 @@ def out_of_memory_said(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in RUN_OUT):
+        if not _ran_out(error):
             raise
         raise ValueError(
             f"out of memory with data.loading.batch_size {batch_size} on each device: halve it and double "
             "trainer.accumulate_grad_batches, which trains the same; a prior takes less with "
-            f"model.prior.checkpoint_activations true ({str(error).splitlines()[0] if str(error) else 'MemoryError'})"
+            f"model.prior.checkpoint_activations true ({_first_line(error)})"
         ) from error
+
+
+@contextmanager
+def model_too_large_said() -> Iterator[None]:
+    """Turns running out of memory while a model is built into a ValueError with what makes it smaller."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        raise ValueError(
+            "out of memory before the training began, where the model was built: expected a smaller one; of a prior, "
+            "model.prior.n_embd, model.prior.n_layer and data.text.vocab_size say most of its size "
+            f"({_first_line(error)})"
+        ) from error
+
+
+def _ran_out(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in RUN_OUT)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def in_words(count: int) -> str:

@@ -32,7 +32,7 @@ from checkpoint_files import TRAINING_STATE, load_checkpoint
 from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
 from data.worker_signals import killed_workers_said
 from locks import only_writer
-from memory import out_of_memory_said
+from memory import model_too_large_said, out_of_memory_said
 from settings_changes import changed_settings
 from sharding import STRATEGY, strategy_of
 
@@ -106,6 +106,10 @@ class RunCLI(LightningCLI):
         writes = self.subcommand == "fit" and not trainer.fast_dev_run and not self.checks
         if writes and files and data.loading.report is None:
             data.loading.report = str(self.run_folder / REJECTS)
+
+    def instantiate_classes(self) -> None:
+        with model_too_large_said():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init[self.subcommand]

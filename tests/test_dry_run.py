@@ -90,6 +90,18 @@ def test_memory_runs_out_in_several_ways(error):
         raise error
 
 
+@pytest.mark.parametrize("more", [[], ["--check"]])
+def test_a_model_that_does_not_fit(more, tokenizer_run, tmp_path, capsys):
+    """Its embedding of texts alone would take more than any machine has."""
+    given = [f"--tokenizer={tokenizer_run}", "--data.text.vocab_size=2000000000", *more]
+    given += ["--model.prior.n_embd=65536", "--model.prior.n_head=1024"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: fit("prior", tmp_path / "run", *given))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory before the training began") and "data.text.vocab_size" in line
+
+
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match=r"^shapes$"), out_of_memory_said(8):
         raise RuntimeError("shapes")
