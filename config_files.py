@@ -14,6 +14,7 @@ from vqvae.config import DiscreteVAEConfig
 log = logging.getLogger(__name__)
 
 DEEPEST, MOST_NODES = 30, 100_000  # a config of ours has four levels and a hundred values
+SECTIONS = ("trainer", "model", "data", "checkpoints", "ema")
 CONFIGS = Path(__file__).parent / "configs"
 OPTIONS_OF = {  # in model.vae: what only one choice of these knows, and how it is left out
     "quantizer": {"quantizer_options": "{}"},
@@ -39,6 +40,7 @@ def _resolve(kind: str, name: str) -> str:
     named = folder / f"{name}.yaml"
     if Path(name).is_file():
         check_yaml(Path(name))
+        _check_sections(Path(name))
         return name
     if named.is_file():
         return str(named)
@@ -59,6 +61,14 @@ def check_yaml(path: Path) -> None:
         yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no config: {' '.join(str(error).split())}") from error
+
+
+def _check_sections(path: Path) -> None:
+    """ValueError where a section is no mapping: the parser would put it in the place of all settings in it."""
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name in SECTIONS:
+        if isinstance(config, dict) and name in config and not isinstance(config[name], dict):
+            raise ValueError(f"{path} is no config: {name} is {config[name]!r}, expected settings by their names")
 
 
 def _growth(text: str) -> Iterator[tuple[int, float]]:

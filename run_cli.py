@@ -92,6 +92,11 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config[self.subcommand].trainer
+        if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
+            raise ValueError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected at least 0, or null")
+        for name in ("max_steps", "max_epochs"):
+            if self.subcommand == "fit" and trainer[name] == 0:
+                raise ValueError(f"trainer.{name} is 0, expected at least 1, or -1 for no limit")
         if trainer.precision is None:
             trainer.precision = cli.default_precision(trainer.accelerator)
         batches = trainer.max_steps * trainer.accumulate_grad_batches

@@ -196,3 +196,25 @@ def test_half_a_tokenizer(fails, tokenizer_run, tmp_path):
     half = shutil.copytree(tokenizer_run / "model", tmp_path / "half")
     (half / "model.safetensors").unlink()
     assert "model.safetensors" in fails("prior", "fit", *arguments("prior", tmp_path / "run", f"--tokenizer={half}"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("gradient_clip_val=-1", "trainer.gradient_clip_val is -1.0, expected at least 0, or null"),
+        ("gradient_clip_val=.nan", "trainer.gradient_clip_val is nan, expected at least 0, or null"),
+        ("max_steps=0", "trainer.max_steps is 0, expected at least 1, or -1 for no limit"),
+        ("max_epochs=0", "trainer.max_epochs is 0, expected at least 1, or -1 for no limit"),
+    ],
+)
+def test_settings_of_the_trainer_that_train_nothing(fails, given, message, tmp_path):
+    said = fails("tokenizer", "fit", *arguments("tokenizer", tmp_path / "run", f"--trainer.{given}"))
+    assert said.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("section", ["trainer: 5", "model:", "data: [1]", "ema: text"])
+def test_a_section_of_a_config_that_is_no_mapping(fails, section, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(section)
+    said = fails("tokenizer", "fit", f"--config={config}", *arguments("tokenizer", tmp_path / "run"))
+    assert f"{config} is no config: {section.partition(':')[0]} is " in said
