@@ -14,6 +14,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from data.filters import FilteredSource, Filters, NothingLeft
 from data.folder import FolderSource, walk_files
 from data.pictures import PICTURE_SUFFIXES, PictureError
 from data.rejects import Rejected, Report
+from data.shards.config import ShardsConfig, ShardSet
+from data.shards.index import open_indexes
+from data.shards.paths import local_shards
 from data.shards.source import ShardsSource
 from data.source import Source
 from data.split import spread
@@ -123,6 +127,9 @@ def _pictures(path: str, filters: Filters) -> tuple[Source | None, dict[str, Any
                 found.setdefault("refused", str(error))
                 break
             return source, _reported(source.report) | found
+        with suppress(ValueError):  # another one than what is said already
+            if shards and (sound := _sound_shards(path)) is not None:
+                return ShardsSource(sound, need_captions=False, max_rejected=1.0), found
         if settings["report"].is_file():
             found |= json.loads(settings["report"].read_text(encoding="utf-8"))
     return None, found
@@ -131,6 +138,16 @@ def _pictures(path: str, filters: Filters) -> tuple[Source | None, dict[str, Any
 def _has_pictures(folder: Path) -> bool:
     """Other than the contact sheet of an earlier look."""
     return any(path.suffix.lower() in PICTURE_SUFFIXES and path.name != SHEET for path in walk_files(folder))
+
+
+def _sound_shards(path: str) -> ShardsConfig | None:
+    """The shards that are whole, where others are not; None where there are none, or none is damaged."""
+    sound, paths = [], local_shards(path)
+    for shard in paths:
+        with suppress(ValueError):  # named already, as what training would refuse
+            open_indexes([shard], None, decode=False)
+            sound.append(ShardSet(path=str(shard)))
+    return ShardsConfig(sets=sound) if 0 < len(sound) < len(paths) else None
 
 
 def _reported(report: Report) -> dict[str, Any]:

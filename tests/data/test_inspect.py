@@ -155,6 +155,16 @@ def test_filters_that_leave_nothing(folder, tmp_path):
     assert "filtered: 6; 6 caption too short" in inspect.lines(found)
 
 
+def test_the_whole_shards_are_shown_beside_a_damaged_one(tmp_path):
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", sample(number))
+    cut = tmp_path / "1.tar"
+    cut.write_bytes(cut.read_bytes()[:700])
+    found = inspect.run([str(tmp_path)])
+    assert found["samples"] == 2
+    assert "1 of 3 shards damaged" in found["refused"] and "1.tar" in found["refused"]
+
+
 def test_codes(tmp_path):
     codes = torch.tensor([[[0, 1], [1, 0]], [[2, 2], [2, 2]]])
     write(tmp_path / "codes", codes, [("a cat", "a tabby"), ("a dog",)], ["a", "b"], ["val", None], codebook_size=9)
