@@ -102,11 +102,13 @@ class RunCLI(LightningCLI):
         batches = trainer.max_steps * trainer.accumulate_grad_batches
         if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
             trainer.val_check_interval = batches  # a short run is validated once, at its end
+        data = self.config[self.subcommand].data
+        self.given = self.config[self.subcommand].clone()  # without what a check sets
         if self.checks:
             for name, value in DRY_RUN.items():
                 trainer[name] = value
             trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch and 1
-        data = self.config[self.subcommand].data
+            data.loading.report = None
         files = data.folder or data.shards
         writes = self.subcommand == "fit" and not trainer.fast_dev_run and not self.checks
         if writes and files and data.loading.report is None:
@@ -197,7 +199,7 @@ class RunCLI(LightningCLI):
             raise ValueError(
                 f"{self.run_folder} holds a run already, and {path} is not its last checkpoint: name another --run"
             )
-        now = yaml.safe_load(settings_of(self._parser(self.subcommand), self.config[self.subcommand]))
+        now = yaml.safe_load(settings_of(self._parser(self.subcommand), self.given))
         for change in changed_settings(checkpoint.get(SETTINGS, now), now):  # the first checkpoints had none
             log.warning("other than before: %s", change)
         log.info("going on from %s, step %s", path, checkpoint["global_step"])

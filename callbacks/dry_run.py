@@ -68,8 +68,10 @@ class DryRun(Callback):
         self._memory = memory_of(pl_module.device)
 
     def report(self) -> None:
-        """Prints what was found, on the first device. Raises ValueError where the checkpoints would not fit on the disk
-        and OSError where none could be written."""
+        """Prints what was found, on the first device. Raises ValueError where the run is at its end already or the
+        checkpoints would not fit on the disk, and OSError where none could be written."""
+        if self._step == self._first:
+            raise ValueError("nothing is left to do: no update was made before the run's end, see trainer.max_steps")
         if not self._writes:
             return
         if self._io.error is not None:

@@ -40,13 +40,17 @@ def test_it_says_what_a_run_would_take_and_leaves_nothing(kind, tmp_path, extra,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_there_stays_as_it_is(tokenizer_run, tmp_path, capsys):
+def test_a_run_that_is_there_stays_as_it_is(tokenizer_run, tmp_path, capsys, caplog):
     run = shutil.copytree(tokenizer_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="holds a run already"):
         fit("tokenizer", run, "--check")
     fit("tokenizer", run, "--check", "--trainer.max_steps=50", "--ckpt_path=last")
     assert "; the 46 of this run" in capsys.readouterr().out
+    changes = [line.getMessage() for line in caplog.records if line.getMessage().startswith("other than before: ")]
+    assert changes == ["other than before: trainer.max_steps was 4 and is 50"]
+    with pytest.raises(ValueError, match="nothing is left to do"):
+        fit("tokenizer", run, "--check", "--ckpt_path=last")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
