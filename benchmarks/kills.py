@@ -2,7 +2,8 @@
 
 Each scenario is trained once left alone, and once with `--kills` kills: each time the same command, with --ckpt_path
 last once there is a checkpoint, goes on. Then every value that both logged, step by step, has to be the same to the
-last bit, and so have the weights, their average, the optimisers, schedules, the data's position and the exported model.
+last bit (values that a kill kept from being logged are counted), and so have the weights, their average, the
+optimisers, schedules, the data's position and the exported model.
 
     OMP_NUM_THREADS=1 python -m benchmarks.kills --kills 20 --out benchmarks/results/kills-cpu.json
 """
@@ -53,7 +54,7 @@ TOKENIZER = (
 PRIOR = (
     '--data.text={"text_len": 24, "vocab_size": 300}',
     '--model.prior={"n_layer": 2, "n_head": 1, "n_embd": 16}',
-    '--model.optim={"decay": "cosine", "warmup_steps": 2, "lr": 1e-2, "muon_lr": 3e-2}',
+    '--model.optim={"decay": "plateau", "patience": 0, "warmup_steps": 2, "lr": 1e-2, "muon_lr": 3e-2}',
     "--model.caption_dropout=0.3",
 )
 
@@ -124,11 +125,13 @@ class Script:
 
 @dataclass
 class Survived:
-    """What came of the kills: `anew` of them before there was a checkpoint, `values` compared, `wrong` ones named."""
+    """What came of the kills: `anew` of them before there was a checkpoint, `values` compared, `unlogged` ones that
+    only the run left alone has, `wrong` ones named."""
 
     kills: int = 0
     anew: int = 0
     values: int = 0
+    unlogged: int = 0
     wrong: tuple[str, ...] = ()
 
 
@@ -191,8 +194,9 @@ def _finish(process: Process, said: Path) -> None:
 
 
 def _compare(whole: Path, parts: Path, survived: Survived) -> None:
-    expected, wrong = dict(_logged(whole)), []
-    for name, value in _logged(parts):
+    expected, wrong, found = dict(_logged(whole)), [], list(_logged(parts))
+    survived.unlogged = len(expected.keys() - dict(found).keys())
+    for name, value in found:
         survived.values += 1
         if expected.get(name) != value:
             wrong.append(f"step {name[0]}: {name[1]} is {value}, not {expected.get(name)}")
@@ -257,7 +261,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             scenario = scenarios(tokenizer, codes)[name]
             survived = survive(scenario, folder, args.steps, args.kills, args.seed, Script)
             result["scenarios"][name] = vars(survived)
-            print(f"{name}: {survived.kills} kills, {survived.values} values compared, {len(survived.wrong)} wrong")
+            print(
+                f"{name}: {survived.kills} kills, {survived.values} values compared, {len(survived.wrong)} wrong, "
+                f"{survived.unlogged} not logged"
+            )
     if args.out:
         write_json(args.out, result)
     print(json.dumps(result))

@@ -24,9 +24,12 @@ class RunCheckpoint(Checkpoint):
     """Writes the last checkpoint of `files` every so often and wherever the fit ends: after its last step, when a
     callback stops it (a limit of time, EarlyStopping), and after the step or the validation in which a signal came.
 
-    The first signal lets the step end and ends the fit as if it were over, without a last validation. Lightning's own
-    ModelCheckpoint saves once more after the fit, with averaged weights in the place of the trained ones: a run that
-    goes on from there is not the one that was never interrupted.
+    Where a validation is due after the step, the checkpoint waits for its end: a resumed run does not make up for one
+    that it missed, and step sizes may follow validations. So the first signal ends the fit as if it were over, after
+    that validation or, where none is due, after the step. What is killed in a validation goes on from a step before it.
+
+    Lightning's own ModelCheckpoint saves once more after the fit, with averaged weights in the place of the trained
+    ones: a run that goes on from there is not the one that was never interrupted.
 
     What cannot be written (a full disk, weights that are not finite) is said, tried again and leaves the checkpoints
     before it in place. All devices take part in a save, the first one alone writes and may fail.
@@ -46,6 +49,7 @@ class RunCheckpoint(Checkpoint):
         self._next = 0.0  # when to save, on the clock
         self._step = 0
         self._step_ended = True  # or are gradients being added up, which no checkpoint would hold
+        self._waits = False  # a checkpoint, for the end of the validation that is due
         self._stop = False  # asked for, maybe in the middle of a step
         self._over = False
         self._kept = False  # are the signals, after the fit
@@ -72,16 +76,20 @@ class RunCheckpoint(Checkpoint):
     def _what_ends(self) -> str | None:
         if self._over:
             return None
-        return "validation" if self._trainer.validating else "step"
+        return "validation" if self._trainer.validating else "step (and its validation, where one is due)"
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._step_ended = trainer.global_step != self._step
         self._step = trainer.global_step
+        validates = _validation_follows(trainer)  # asked before a stop, for which Lightning validates in any case
         self._over = self._stops(trainer) or after_last_step(trainer)
-        if self._over or (self._step_ended and self._is_due(trainer)):
-            self._save(trainer)
+        if self.stopped and not validates:
+            trainer.limit_val_batches = 0
+        self._waits = self._over or (self._step_ended and self._is_due(trainer))
+        if not validates:
+            self._save_what_waits(trainer)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         every = self.policy.every_steps
@@ -92,15 +100,21 @@ class RunCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """By now, the weight averaging has put the trained weights back."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save_if_stopped(trainer)
+            self._save_at_end(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Here EarlyStopping decides where each epoch has one validation."""
-        self._save_if_stopped(trainer)
+        self._save_at_end(trainer)
 
-    def _save_if_stopped(self, trainer: pl.Trainer) -> None:
+    def _save_at_end(self, trainer: pl.Trainer) -> None:
+        """Of a validation or an epoch."""
         if not self._over and self._stops(trainer):
-            self._over = True
+            self._over = self._waits = True
+        self._save_what_waits(trainer)
+
+    def _save_what_waits(self, trainer: pl.Trainer) -> None:
+        if self._waits:
+            self._waits = False
             self._save(trainer)
 
     def _stops(self, trainer: pl.Trainer) -> bool:
@@ -108,7 +122,6 @@ class RunCheckpoint(Checkpoint):
         if self._step_ended and any_device(trainer, self._signals.asked is not None):
             self.interrupted = any_device(trainer, self._signals.asked is signal.SIGINT)
             self.stopped = trainer.should_stop = True
-            trainer.limit_val_batches = 0
         self._stop = self._stop or trainer.should_stop
         trainer.should_stop = self._stop and self._step_ended
         return trainer.should_stop
@@ -146,3 +159,11 @@ class RunCheckpoint(Checkpoint):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not self._kept:
             self._signals.restore()
+
+
+def _validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether one is due after this batch, as Lightning's loop will decide, were the run not to end here."""
+    stop, trainer.should_stop = trainer.should_stop, False
+    follows = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    trainer.should_stop = stop
+    return follows

@@ -122,6 +122,72 @@ def test_a_step_size_that_follows_the_validations_survives_a_resume(
         assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
 
 
+@pytest.mark.parametrize(("saved", "killed"), [(3, 4), (3, 9), (2, 6), (2, 7)])
+def test_a_kill_in_or_after_a_validation_loses_none(saved, killed, tmp_path, extra, monkeypatch):
+    """Where checkpoints are due at the steps of validations, of each one or of some."""
+    steps = [*extra["prior"], *LOWERED, "--trainer.max_steps=14", *EACH_3, f"--checkpoints.every_steps={saved}"]
+    whole = fit("prior", tmp_path / "whole", *steps)
+    with monkeypatch.context():
+        for name in ("training_step", "validation_step"):
+            monkeypatch.setattr(PriorSystem, name, killed_at(killed, getattr(PriorSystem, name)))
+        with pytest.raises(Killed):
+            fit("prior", tmp_path / "parts", *steps)
+    monkeypatch.undo()
+    parts = fit("prior", tmp_path / "parts", *steps, "--ckpt_path=last")
+    assert_same_end(whole, parts)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(updates: int, original: Callable) -> Callable:
+    """In the validation after so many updates or, without one, in the training step."""
+
+    def killed(self, *args):
+        if self.global_step == updates:
+            raise Killed
+        return original(self, *args)
+
+    return killed
+
+
+LOWERED = ["--trainer.precision=32-true", "--model.optim.decay=plateau", "--model.optim.patience=0"]
+"""Each validation counts; the size is so large that some lower it."""
+LOWERED += ["--model.optim.lr=1.0", "--model.optim.warmup_steps=0"]
+
+
+@pytest.mark.parametrize(("stop", "validate"), [(6, EACH_3), (STEPS_AN_EPOCH, []), (4, EACH_3)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_validation_that_is_due_comes_before_a_stop(number, stop, validate, tmp_path, extra, ctrl_c_at, monkeypatch):
+    steps = [*extra["prior"], *LOWERED, "--trainer.max_steps=14", *validate]
+    whole = fit("prior", tmp_path / "whole", *steps)
+    with monkeypatch.context():
+        ctrl_c_at(stop, number=number)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fit("prior", tmp_path / "parts", *steps)
+    monkeypatch.undo()
+    stopped = checkpoint_of(tmp_path / "parts")
+    assert stopped["global_step"] == stop
+    assert stopped["lr_schedulers"][0]["last_epoch"] == (stop // 3 if validate else 1)
+    assert_same_end(whole, fit("prior", tmp_path / "parts", *steps, "--ckpt_path=last"))
+
+
+@pytest.mark.parametrize("first", [5, 6])
+def test_a_run_that_is_made_longer_has_validated_as_often(first, tmp_path, extra):
+    """Its end is followed by a validation only where one is due."""
+    steps = [*extra["prior"], *LOWERED, *EACH_3]
+    whole = fit("prior", tmp_path / "whole", *steps, "--trainer.max_steps=10")
+    fit("prior", tmp_path / "parts", *steps, f"--trainer.max_steps={first}")
+    parts = fit("prior", tmp_path / "parts", *steps, "--trainer.max_steps=10", "--ckpt_path=last")
+    assert_same_end(whole, parts)
+
+
+def assert_same_end(whole: Path, parts: Path) -> None:
+    for part in PARTS:
+        assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
+
+
 def test_ctrl_c_ends_with_a_checkpoint_and_a_model(tmp_path, ctrl_c_at, capsys):
     ctrl_c_at(3)
     handler = signal.getsignal(signal.SIGINT)
