@@ -102,7 +102,7 @@ class Report:
         parts += self.notes
         if self.rejects:
             parts.append(f"{len(self.rejects):,} files rejected: {_listed(self.counts)}. {self._first()}")
-        return "; ".join(parts).encode("utf-8", "backslashreplace").decode()
+        return printable("; ".join(parts))
 
     def record(self) -> dict[str, Any]:
         """All of it, as JSON has it."""
@@ -176,6 +176,11 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
+def printable(said: object) -> str:
+    """As text that every log takes: what of a file's name is no UTF-8 is escaped."""
+    return str(said).encode("utf-8", "backslashreplace").decode()
+
+
 class LateRejects:
     """What turns out to be unusable while a run reads: each logged, listed once, and too many of them stop the run.
 
@@ -199,7 +204,7 @@ class LateRejects:
             self._list(reject)
             count = len(self._seen)
             if count <= SHOWN or count & (count - 1) == 0:  # then at every doubling
-                log.warning("unusable, and another sample in its place: %s; %s so far", reject, f"{count:,}")
+                log.warning("unusable, and another sample in its place: %s; %s so far", printable(reject), f"{count:,}")
         if len(self._seen) > self.most:
             raise ValueError(
                 f"{len(self._seen):,} samples turned out unusable, --data.loading.max_rejected allows {self.most:,}; "

@@ -242,6 +242,7 @@ def test_late_rejects_are_kept_over_an_interruption(tmp_path, caplog):
     LateRejects(path, 40).add(rejects)
     files = [json.loads(line)["file"] for line in path.read_bytes().splitlines() if b"half" not in line]
     assert files == [f"{n}\udcff" for n in range(40)]
+    assert r"0\udcff" in caplog.text and caplog.text.encode(), "what every log takes"
     with pytest.raises(ValueError, match=r"42 samples .* --data\.loading\.max_rejected allows 40; all are in"):
         LateRejects(path, 40).add([Reject("x", Reason.BROKEN), Reject("y", Reason.BROKEN)])
 
