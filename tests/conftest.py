@@ -1,6 +1,7 @@
 """Models small enough that a test of a script costs a fraction of a second, with pictures that differ."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ def _shaken(model: torch.nn.Module) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_restored() -> Iterator[None]:
+    """Lightning leaves Ctrl-C ignored after a fit that it has ended."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
