@@ -42,7 +42,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             _sign(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         path.unlink(missing_ok=True)
         raise
 
@@ -63,17 +63,6 @@ def _sign(file: BinaryIO) -> None:
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     file.write(f"sha256:{digest}".encode())
-
-
-def sync_folder(folder: Path) -> None:
-    """Has the disk take the names in a folder, where the system can be asked to."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def check_undamaged(path: Path) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint_files import DamagedCheckpoint, step_of, sync_folder, write_checkpoint
+from checkpoint_files import DamagedCheckpoint, step_of, write_checkpoint
+from whole_files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class CheckpointFolder:
             self._number_last(checkpoint["global_step"])
             self._set_damaged_aside()
             part.replace(self.last)
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             part.unlink(missing_ok=True)
             raise
         self.written = True

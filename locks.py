@@ -53,7 +53,7 @@ def _lock(path: Path) -> int:
                 _sign(descriptor)
                 _held.add(descriptor)
                 return descriptor
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the lock would last as long as the process
             os.close(descriptor)
             raise
         os.close(descriptor)  # its holder has just removed it: what lies there now is another one

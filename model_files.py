@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from whole_files import read_object
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 WEIGHTS = "model.safetensors"
@@ -40,13 +42,7 @@ def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) ->
 def load_config(folder: str | Path) -> dict[str, Any]:
     """The settings in `folder`. ValueError where the file is missing or no JSON object."""
     path = _existing(Path(folder) / CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of lists in lists
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, expected an object of settings")
-    return config
+    return read_object(path)
 
 
 def load_model(folder: str | Path, build: Callable[[], ModelT]) -> ModelT:

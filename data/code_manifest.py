@@ -7,13 +7,12 @@ half-made is gone on with by the same pictures, tokenizer and settings only; the
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.code_shards import MAX_CODEBOOK_SIZE
+from whole_files import read_object, write_file
 
 RECIPE, MANIFEST = "recipe.json", "manifest.json"
 KIND = "codes"
@@ -180,37 +179,8 @@ def _typed(entry: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is missing")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of lists in lists
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content
+    return read_object(path)
 
 
 def _to_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when the power goes: beside its place, synced, renamed, and the folder synced.
-
-    Raises OSError naming `path`, such as for a full disk; nothing stays beside then.
-    """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

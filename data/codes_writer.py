@@ -20,12 +20,12 @@ from data.code_manifest import (
     read_manifest,
     read_recipe,
     shard_name,
-    write_file,
     write_manifest,
     write_recipe,
 )
 from data.code_shards import CODE, CodeShard, Row, pack
 from data.codes import CodesSource, check_codes
+from whole_files import write_file
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data.code_manifest import MANIFEST, write_file
+from data.code_manifest import MANIFEST
 from data.codes import CodesSource
 from data.filters import FilteredSource, Filters, NothingLeft
 from data.folder import FolderSource, walk_files
@@ -37,6 +37,7 @@ from data.split import spread
 from data.survey import survey_captions, survey_codes, survey_pictures, survey_splits
 from data.text import TextTokenizer
 from grids import captioned_grid, save_png
+from whole_files import write_file
 
 USUAL_MAX_REJECTED = 0.05
 TILE = 128  # pixels a side of a picture on the contact sheet

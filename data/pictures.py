@@ -10,6 +10,8 @@ spares most of the work but reads all of the file: what is damaged is found all 
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,8 +82,7 @@ def decode_picture(data: bytes, least: int | None = None) -> Image.Image:
     """
     if not data:
         raise PictureError("empty file (0 bytes)")
-    # Pillow meets damaged bytes with any of a dozen exceptions, SyntaxError and struct.error among them.
-    try:
+    with _damage_named():
         _check_png_sums(data)
         _check_scans(data)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -91,31 +92,31 @@ def decode_picture(data: bytes, least: int | None = None) -> Image.Image:
             image.load()
             upright = _upright(image)
             place = _place(size, image.size, factor, _orientation(image))
-    except PictureError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise PictureError("not a PNG, JPEG, WebP or GIF, or its header is damaged") from error
-    except Exception as error:
-        raise PictureError(str(error) or type(error).__name__) from error
     picture = _to_rgb(upright)
     if factor > 1:
         picture.info[_PLACE] = place
     return picture
 
 
-def check_header(data: bytes) -> None:
-    """PictureError where the first bytes already say that `decode_picture` would refuse these; no pixel is decoded."""
-    if not data:
-        raise PictureError("empty file (0 bytes)")
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Pillow meets damaged bytes with any of a dozen exceptions, SyntaxError and struct.error among them."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(image.size)
+        yield
     except PictureError:
         raise
     except Image.UnidentifiedImageError as error:
         raise PictureError("not a PNG, JPEG, WebP or GIF, or its header is damaged") from error
     except Exception as error:
         raise PictureError(str(error) or type(error).__name__) from error
+
+
+def check_header(data: bytes) -> None:
+    """PictureError where the first bytes already say that `decode_picture` would refuse these; no pixel is decoded."""
+    if not data:
+        raise PictureError("empty file (0 bytes)")
+    with _damage_named(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_size(image.size)
 
 
 def _check_png_sums(data: bytes) -> None:
@@ -175,7 +176,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's: 1 for upright and for damaged EXIF, 2 to 8 for the ways in which it is turned and mirrored."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
+    except Exception:  # as many kinds as for damaged pixels
         return 1
 
 

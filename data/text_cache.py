@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.code_manifest import write_file
 from data.text import TextTokenizer
+from whole_files import write_file
 
 log = logging.getLogger(__name__)
 

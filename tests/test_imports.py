@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("kernels", "data", "vqvae", "transformer")
 LIBRARY = (
     *ROOMS,
+    "whole_files",
     "grids",
     "model_files",
     "muon",
@@ -51,8 +52,9 @@ HELPERS = (
 SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
-    "data": ("grids",),  # the contact sheet of data/inspect.py
-    "model_files": (),
+    "whole_files": (),
+    "data": ("grids", "whole_files"),  # grids: the contact sheet of data/inspect.py
+    "model_files": ("whole_files",),
     "muon": (),
     "guard": ("muon",),
     "vqvae": ("kernels.nearest", "model_files", "muon", "guard"),
@@ -75,7 +77,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "locks": (),
     "callbacks": ("grids", "checkpoint_folder", "guard", "resume_command", "memory"),
     "checkpoint_files": ("model_files",),
-    "checkpoint_folder": ("checkpoint_files",),
+    "checkpoint_folder": ("checkpoint_files", "whole_files"),
     "resume_command": (),
     "settings_changes": (),
     "memory": (),

@@ -52,7 +52,7 @@ def pack(source: FolderSource, out: str | Path, *, size: int) -> int:
         refuse_existing(out)
         beside.rename(out)
         _sync(out.parent)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         shutil.rmtree(beside, ignore_errors=True)  # it may have been renamed already
         raise
     return len(firsts)

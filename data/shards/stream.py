@@ -130,7 +130,7 @@ def _copy(url: str, file: BinaryIO) -> None:
         while content := _read(url, stream):
             file.write(content)
         file.flush()
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the command would live on
         with suppress(OSError):  # of a command whose output nobody reads any more
             stream.close()
         raise

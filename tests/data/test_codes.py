@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from data import code_manifest
-from data.code_manifest import MANIFEST, RECIPE, Recipe, read_manifest, write_file
+import whole_files
+from data.code_manifest import MANIFEST, RECIPE, Recipe, read_manifest
 from data.code_shards import CodeShard, Row, pack
 from data.codes import CodesSource, verify
 from data.codes_writer import CodesWriter, write_codes
@@ -183,30 +183,12 @@ def test_a_full_disk_leaves_what_was_finished(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(code_manifest.os, "fsync", full)
+        patched.setattr(whole_files.os, "fsync", full)
         with pytest.raises(OSError, match=f"No space left on device: '.*{SECOND}'"):
             writer.write(1, rows[2:], torch.zeros(1, 1, 1, 2))
     assert {path.name for path in writer.folder.iterdir()} == {RECIPE, FIRST}
     writer.write(1, rows[2:], torch.zeros(1, 1, 1, 2))
     assert len(writer.finish()) == 3
-
-
-def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(tmp_path, monkeypatch):
-    """Else, after a power loss, the name may be there and the content not."""
-    done = []
-
-    def fsync(descriptor: int) -> None:
-        done.append(("synced", Path(f"/proc/self/fd/{descriptor}").readlink().name[:5]))
-
-    def renamed(beside: Path, path: Path) -> None:
-        done.append(("renamed", path.name))
-        beside.rename(path)
-
-    monkeypatch.setattr(code_manifest.os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", renamed)
-    write_file(tmp_path / "file", b"content")
-    assert done == [("synced", ".file"), ("renamed", "file"), ("synced", tmp_path.name[:5])]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(

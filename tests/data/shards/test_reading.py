@@ -171,10 +171,9 @@ def test_another_sample_comes_in_the_place_of_a_broken_one(with_broken, tmp_path
     assert len((tmp_path / "run" / "rejects-found.jsonl").read_text().splitlines()) == 4, "each is listed once"
 
 
-def test_all_others_stay_where_they_are(with_broken, tmp_path):
-    """Only the places of the broken ones differ from an epoch in which they are whole."""
-    whole = tmp_path / "whole"
-    members = [
+def sound_members() -> list[tuple[str, bytes]]:
+    """Of the samples in `with_broken`, were they all whole."""
+    return [
         member
         for number in range(40)
         for member in (
@@ -182,7 +181,12 @@ def test_all_others_stay_where_they_are(with_broken, tmp_path):
             (f"{number:09d}.json", json.dumps({"split": "val" if number % 10 == 9 else "train"}).encode()),
         )
     ]
-    write_tar(whole / "0.tar", members)
+
+
+def test_all_others_stay_where_they_are(with_broken, tmp_path):
+    """Only the places of the broken ones differ from an epoch in which they are whole."""
+    whole = tmp_path / "whole"
+    write_tar(whole / "0.tar", sound_members())
     keys = []
     for folder in (with_broken, whole):
         data = tokenizer_data(folder)
@@ -255,15 +259,7 @@ def test_late_rejects_of_other_data_do_not_count(with_broken, tmp_path):
         data.setup()
         with pytest.raises(ValueError, match=r"3 samples turned out .* all are in .*rejects-found\.jsonl: mend them"):
             list(data.train_dataloader())
-    members = [
-        member
-        for number in range(40)
-        for member in (
-            (f"{number:09d}.jpg", picture(number, "JPEG", (64, 64))),
-            (f"{number:09d}.json", json.dumps({"split": "val" if number % 10 == 9 else "train"}).encode()),
-        )
-    ]
-    write_tar(with_broken / "0.tar", members)
+    write_tar(with_broken / "0.tar", sound_members())
     data = tokenizer_data(with_broken, **settings)
     data.setup()
     assert list(data.train_dataloader())
