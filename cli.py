@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import torch
 
+import start_signals
+
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 MAX_LENGTH = 500  # of a message: jsonargparse lists all that a value is not
 _OF_TYPES = ("Parser key ", "Does not validate ", "Subtypes: ", "Errors:", "Expected a ", "Problem with ", "Given ")
@@ -32,6 +34,7 @@ def run(main: Callable[[], None]) -> None:
     """
     keep_freed_memory()
     try:
+        start_signals.imports_over()
         main()
     except USER_ERRORS as error:
         if sys.flags.dev_mode:
@@ -48,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
 
 def _exit_interrupted() -> NoReturn:
     print("interrupted", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(start_signals.INTERRUPTED)
 
 
 def one_line(error: BaseException) -> str:

@@ -8,6 +8,12 @@ already is not made again, so a demo that was interrupted goes on with the part 
 were made with other drawings or settings are refused.
 """
 
+import start_signals
+
+if __name__ == "__main__":  # before what takes seconds to import
+    start_signals.install()
+
+
 import hashlib
 import io
 import json

@@ -15,6 +15,12 @@ command goes on with the shards that are not there yet, on another number of dev
 another tokenizer or other settings in a folder that was begun are refused. --verify reads every byte of a folder.
 """
 
+import start_signals
+
+if __name__ == "__main__":  # before what takes seconds to import
+    start_signals.install()
+
+
 import logging
 import shlex
 import signal

@@ -18,6 +18,12 @@ say, at each guidance scale, all of them and the best of n by the prior itself (
 report.json and positions.png: the nats at each place of the picture.
 """
 
+import start_signals
+
+if __name__ == "__main__":  # before what takes seconds to import
+    start_signals.install()
+
+
 import logging
 import sys
 from typing import Any

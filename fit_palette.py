@@ -9,6 +9,12 @@ Of the pictures that a training would see, the middle squares are made `image_si
 default of 32.
 """
 
+import start_signals
+
+if __name__ == "__main__":  # before what takes seconds to import
+    start_signals.install()
+
+
 import logging
 import sys
 import time

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 import cli
+import start_signals
 from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.dry_run import DryRun
@@ -164,6 +165,7 @@ class RunCLI(LightningCLI):
                 raise OSError(f"the run's end could not be saved: {self.checkpoint.error or 'see the first device'}")
             if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
                 self._end(ckpt_path)
+        start_signals.leave()
         if self.checkpoint.interrupted:
             raise KeyboardInterrupt
         if self.checkpoint.stopped:

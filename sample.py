@@ -30,6 +30,12 @@ Of many pictures the best can be kept (--n 64 --keep 8), as the prior itself ran
 With --stream each picture is shown while it is drawn, as NAME-progress.png, and then NAME.gif lies beside it.
 """
 
+import start_signals
+
+if __name__ == "__main__":  # before what takes seconds to import
+    start_signals.install()
+
+
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence

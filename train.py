@@ -10,8 +10,15 @@ the same command with --ckpt_path last goes on. `validate` in the place of `fit`
 A run ends with a model folder, RUN/model; RUN/config.yaml says how it was trained.
 """
 
-import logging
 import sys
+
+import start_signals
+
+if __name__ == "__main__":  # before what takes seconds to import
+    start_signals.install(start_signals.trains(sys.argv[1:]))
+
+
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
