@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import encoding
-from data import code_manifest
+import whole_files
 from data.codes import CodesSource
 from data.datamodule import PriorData
 from data.folder import FolderSource
@@ -135,7 +135,7 @@ def test_what_fails_on_the_way_leaves_finished_shards_and_is_gone_on_with(tmp_pa
 def test_a_finished_folder_is_left_as_it_is(tmp_path, monkeypatch):
     encode_source(drawings(), tokenizer(), tmp_path / "codes")
     monkeypatch.setattr(encoding, "_encode", None)
-    monkeypatch.setattr(code_manifest.os, "fsync", None)
+    monkeypatch.setattr(whole_files.os, "fsync", None)
     assert len(encode_source(drawings(), tokenizer(), tmp_path / "codes")) == 11
 
 
@@ -207,7 +207,7 @@ def in_a_process(folder: Path, moment: int | None, config: EncodeConfig) -> tupl
 
     try:
         encoding._encode = watched(encoding._encode)
-        code_manifest.os.fsync = watched(os.fsync)
+        whole_files.os.fsync = watched(os.fsync)
         for name in ("open", "replace", "unlink", "mkdir"):
             setattr(Path, name, watched(getattr(Path, name)))
         encode_source(drawings(7), tokenizer(), folder, config)
