@@ -44,6 +44,7 @@ from pipeline import TextToImage, to_pil_images
 from train import be_quiet, train
 from transformer.sampling import SamplingConfig
 from vqvae.folders import load_image_tokenizer
+from whole_files import write_file
 
 RUN = Path("runs/demo")
 TOKENIZER, CODES, PRIOR, TRIAL = RUN / "tokenizer", RUN / "codes", RUN / "prior", RUN / "trial"
@@ -252,9 +253,7 @@ def write_report(figures: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

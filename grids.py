@@ -10,6 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from whole_files import written_beside
+
 GAP = 4  # pixels between pictures
 MIN_SIDE = 128  # smaller pictures are enlarged by a whole factor: a caption needs room under them
 FONT_SIZE = 12
@@ -44,26 +46,24 @@ def save_png(picture: Image.Image, path: Path, text: Mapping[str, str] | None = 
     metadata = PngInfo()
     for name, value in (text or {}).items():
         metadata.add_itxt(name, value)
-    beside = path.with_name(f".{path.name}.part")
-    picture.save(beside, format="PNG", pnginfo=metadata)
-    beside.replace(path)
+    with written_beside(path) as part:
+        picture.save(part, format="PNG", pnginfo=metadata)
 
 
 def save_gif(stages: Sequence[Image.Image], path: Path, text: Mapping[str, str] | None = None) -> None:
     """Writes pictures of one size, at least one, as a GIF that shows one after the other, over and over, the last one
     for longest; `text` as JSON in its comment. Beside its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    stages[0].save(
-        beside,
-        format="GIF",
-        save_all=True,
-        append_images=stages[1:],
-        duration=[STAGE_MS] * (len(stages) - 1) + [LAST_STAGE_MS],
-        loop=0,
-        comment=json.dumps(dict(text or {})).encode(),
-    )
-    beside.replace(path)
+    with written_beside(path) as part:
+        stages[0].save(
+            part,
+            format="GIF",
+            save_all=True,
+            append_images=stages[1:],
+            duration=[STAGE_MS] * (len(stages) - 1) + [LAST_STAGE_MS],
+            loop=0,
+            comment=json.dumps(dict(text or {})).encode(),
+        )
 
 
 def _tile(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from whole_files import read_object
+from whole_files import read_object, written_beside
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -31,12 +31,11 @@ def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    weights, settings = folder / f".{WEIGHTS}.part", folder / f".{CONFIG}.part"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / CONFIG).unlink(missing_ok=True)
-    weights.replace(folder / WEIGHTS)
-    settings.replace(folder / CONFIG)
+    with written_beside(folder / CONFIG) as settings:
+        settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with written_beside(folder / WEIGHTS) as weights:
+            save_file(tensors, weights, metadata={"format": "pt"})
+            (folder / CONFIG).unlink(missing_ok=True)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

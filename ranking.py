@@ -16,6 +16,7 @@ from torch import Tensor
 from clip_scores import ClipScores
 from sample_files import Sample
 from transformer.likelihood import prior_score
+from whole_files import written_beside
 
 CANDIDATES = "candidates"
 
@@ -40,9 +41,8 @@ def keep_best(samples: Sequence[Sample], score: Score, keep: int, candidates: Pa
         best = scores.argsort(descending=True, stable=True)[:keep].tolist()
         kept += [Kept(of_caption[i], float(scores[i])) for i in best]
     for sample, _ in kept:
-        beside = out / f".{sample.name}.part"
-        shutil.copyfile(candidates / sample.name, beside)
-        beside.replace(out / sample.name)
+        with written_beside(out / sample.name) as part:
+            shutil.copyfile(candidates / sample.name, part)
     return kept
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from grids import captioned_grid, save_png
 from transformer.sampling import SamplingConfig
 from transformer.serving import Weights
+from whole_files import write_file
 
 SLUG_LENGTH = 60
 GRID_PICTURES = 256  # at most; the JSON file lists all
@@ -148,15 +149,10 @@ def write_grid(samples: Sequence[Sample], folder: Path, ranking: Ranking | None 
     save_png(captioned_grid(list(groups.items())), grid, about)
     if ranking is not None:
         listed = [each | {"score": score} for each, score in zip(listed, ranking.scores, strict=True)]
-    _write_json(call | {"pictures": listed, "grid": grid.name}, grid.with_suffix(".json"))
+    content = json.dumps(call | {"pictures": listed, "grid": grid.name}, indent=2, ensure_ascii=False) + "\n"
+    write_file(grid.with_suffix(".json"), content.encode())
     return grid
 
 
 def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-
-
-def _write_json(content: dict[str, object], path: Path) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)

@@ -1,29 +1,46 @@
-"""Small files that are there whole or not at all, and JSON files that hold an object."""
+"""Files that are there whole or not at all, and JSON files that hold an object."""
 
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when the power goes: beside its place, synced, renamed, and the folder synced.
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to appear at `path` when the block ends: synced and renamed, whole or not at all,
+    also when the power goes. What was at `path` stays until then, and for good if the block raises.
 
-    Raises OSError naming `path`, such as for a full disk; nothing stays beside then.
+    Its name is nobody else's, whoever writes the same file at the same time. Raises OSError naming `path`, such as for
+    a full disk; nothing stays beside then.
     """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        yield part
+        sync(part)
+        part.replace(path)
     except OSError as error:
+        if error.errno is None:  # an encoder's own
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A file of these bytes, as `written_beside`."""
+    with written_beside(path) as part:
+        part.write_bytes(content)
+
+
+def sync(path: Path) -> None:
+    """Has the disk take what was written to a file."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

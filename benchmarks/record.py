@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from whole_files import write_file
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,9 +31,7 @@ def circumstances(device: str) -> dict[str, Any]:
 def write_json(path: Path, result: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(result, indent=1) + "\n")
-    beside.replace(path)
+    write_file(path, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def rounded(value: Any) -> Any:

@@ -36,6 +36,7 @@ from data.shapes import Drawing, ShapesConfig, draw
 from data.transforms import evaluation_crop
 from pipeline import ImageTokenizer, TextToImage
 from transformer.schedules import cosine_factor
+from whole_files import written_beside
 
 WEIGHTS, RECORD = "open_clip_model.safetensors", "training.json"  # beside CONFIG
 CONTEXT = 24  # the longest caption of three objects has 19 tokens
@@ -236,14 +237,14 @@ def judge(model: open_clip.CLIP, tokenizer: ImageTokenizer | None, args: Namespa
 
 def save(model: open_clip.CLIP, sizes: dict[str, Any], folder: Path) -> None:
     """Both files, each beside its place and then renamed; the settings go first and come back last."""
-    weights, settings = folder / f".{WEIGHTS}.part", folder / f".{CONFIG}.part"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, weights, metadata={"format": "pt"})
     seen_as = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    settings.write_text(json.dumps({"model_cfg": sizes, "preprocess_cfg": seen_as}, indent=1) + "\n", encoding="utf-8")
-    (folder / CONFIG).unlink(missing_ok=True)
-    weights.replace(folder / WEIGHTS)
-    settings.replace(folder / CONFIG)
+    content = json.dumps({"model_cfg": sizes, "preprocess_cfg": seen_as}, indent=1) + "\n"
+    with written_beside(folder / CONFIG) as settings:
+        settings.write_text(content, encoding="utf-8")
+        with written_beside(folder / WEIGHTS) as weights:
+            save_file(tensors, weights, metadata={"format": "pt"})
+            (folder / CONFIG).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

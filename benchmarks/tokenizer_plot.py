@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 
+from whole_files import written_beside
+
 matplotlib.use("Agg")
 
 MARKERS = {"ours": "o", "dalle-pytorch": "s", "vqp": "^", "palette": "D"}
@@ -69,6 +71,5 @@ def plot(result: Path, png: Path) -> None:
     whole.legend(fontsize=7)
     near.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
-    beside = png.with_name(f".{png.name}.part")
-    figure.savefig(beside, format="png", dpi=110)
-    beside.replace(png)
+    with written_beside(png) as part:
+        figure.savefig(part, format="png", dpi=110)

@@ -8,6 +8,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.cli import SaveConfigCallback
 
+from whole_files import write_file
+
 REJECTS = "rejects.json"  # in the run's folder: unusable files of its pictures, where no other report is asked for
 SETTINGS = "settings"  # in the checkpoint
 
@@ -28,9 +30,7 @@ class RunConfig(SaveConfigCallback):
         if stage == "fit" and not self.config.check:
             folder = Path(self.config.run)
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / ".config.yaml.part"
-            part.write_text(settings_of(self.parser, self.config), encoding="utf-8")
-            part.replace(folder / "config.yaml")
+            write_file(folder / "config.yaml", settings_of(self.parser, self.config).encode())
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

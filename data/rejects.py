@@ -7,7 +7,6 @@ stands in this report.
 import json
 import logging
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from whole_files import write_file
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # files that a message names; the report file names all
@@ -132,12 +133,7 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
         content = json.dumps(self.record(), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # each device may write the same report
-        try:
-            beside.write_bytes(content)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_file(path, content)
 
     def filtered_summary(self) -> str:
         """One paragraph for the log on what filters left out."""

@@ -23,6 +23,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from whole_files import write_file
+
 PAD = -1  # fills unused text positions; BPE ids are not negative
 BYTES = 256
 JOINERS = "\u200c\u200d"  # they shape Persian words and emoji ("family"): the only format characters that are kept
@@ -185,10 +187,7 @@ class TextTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`, the library's own format."""
-        path = Path(path)
-        beside = path.with_name(f"{path.name}.partial")
-        beside.write_text(self.to_json(), encoding="utf-8")
-        beside.replace(path)
+        write_file(Path(path), self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "TextTokenizer":

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from data.settings import Loading
 from data.split import Keyed, split_by_key
+from whole_files import write_file
 
 REPORT = "report.json"
 
@@ -67,9 +68,8 @@ def write_report(report: dict[str, Any], out: Path) -> None:
     NaN and inf, which JSON does not have, are written as null.
     """
     out.mkdir(parents=True, exist_ok=True)
-    beside = out / f".{REPORT}.part"
-    beside.write_text(json.dumps(_in_json(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    beside.replace(out / REPORT)
+    content = json.dumps(_in_json(report), indent=1, allow_nan=False) + "\n"
+    write_file(out / REPORT, content.encode())
 
 
 def _in_json(value: Any) -> Any:

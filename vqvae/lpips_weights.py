@@ -18,6 +18,7 @@ from model_files import mismatches
 from vqvae.foreign.arrays import is_array, tensor_of
 from vqvae.foreign.pickles import Built, read_pickle
 from vqvae.lpips import BACKBONES, KIND, LPIPS, SOURCE, file_name
+from whole_files import written_beside
 
 MEMBERS = {"vgg16.ckpt": "vgg", "alexnet.ckpt": "alex"}
 MODULES = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
@@ -49,9 +50,8 @@ def convert(source: str | Path, out: str | Path) -> list[Path]:
 
 
 def _save(tensors: dict[str, Tensor], net: str, path: Path) -> Path:
-    beside = path.with_name(f".{path.name}.part")
-    save_file(tensors, beside, metadata={"kind": KIND, "net": net})
-    beside.replace(path)
+    with written_beside(path) as part:
+        save_file(tensors, part, metadata={"kind": KIND, "net": net})
     return path
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data.prepare.packages import Package, PrepareError, sha256_of
 from data.prepare.render import Unusable
 from data.prepare.splits import Pair
+from whole_files import write_file, written_beside
 
 TABLE, REPORT, RECIPE, PAIRS = "captions.csv", "report.json", "recipe.json", "held_out_pairs.csv"
 COLUMNS = ("file_name", "text", "split", "style", "concept", "licence", "source")
@@ -212,9 +213,7 @@ def _make_one(job: Job) -> str | None:
     except Unusable as reason:
         return str(reason)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_bytes(picture)
-    beside.replace(path)
+    write_file(path, picture)
     return None
 
 
@@ -231,16 +230,12 @@ def _drop_same_pictures(pieces: Iterable[Piece], out: Path, rejects: Rejects) ->
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """CSV in UTF-8, written beside and renamed."""
-    beside = path.with_suffix(".part")
-    with beside.open("w", newline="", encoding="utf-8") as opened:
+    with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-    beside.replace(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Indented JSON in UTF-8, written beside and renamed."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

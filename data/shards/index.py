@@ -21,10 +21,8 @@ import json
 import logging
 import os
 import random
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -39,6 +37,7 @@ from data.shards.grouping import Sample, read_bytes, read_samples
 from data.shards.tar import DamagedShard
 from data.split import SPLITS, UNSAID, key_hash
 from data.waiting import with_progress
+from whole_files import write_file
 
 log = logging.getLogger(__name__)
 VERSION = "2"  # of the rules by which samples are found; another one makes every index anew
@@ -191,15 +190,11 @@ def _keep(index: ShardIndex, path: Path) -> None:
         "broken": index.broken,
     }
     header["sum"] = _sum(header, arrays)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # each device may make the same index
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(save(arrays, metadata={"index": json.dumps(header)}))
-        beside.replace(path)
+        write_file(path, save(arrays, metadata={"index": json.dumps(header)}))
     except OSError as error:
         log.debug("%s is not kept: %s", path, error)
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def _load(path: Path, stamp: Stamp) -> ShardIndex | None:

@@ -9,7 +9,6 @@ same each time, so that whoever reads the shards as a stream sees them mixed. Th
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
 import uuid
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from data.folder import FolderSource
+from whole_files import sync, sync_folder
 
 
 def pack(source: FolderSource, out: str | Path, *, size: int) -> int:
@@ -47,24 +47,15 @@ def pack(source: FolderSource, out: str | Path, *, size: int) -> int:
                         member = tarfile.TarInfo(f"{row:09d}.{name}")  # of nobody, at time 0
                         member.size = len(content)
                         archive.addfile(member, io.BytesIO(content))
-            _sync(path)
-        _sync(beside)
+            sync(path)
+        sync_folder(beside)
         refuse_existing(out)
         beside.rename(out)
-        _sync(out.parent)
+        sync_folder(out.parent)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(beside, ignore_errors=True)  # it may have been renamed already
         raise
     return len(firsts)
-
-
-def _sync(path: Path) -> None:
-    """A file or folder to the disk: after a power cut, shards that are there are whole."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def refuse_existing(out: str | Path) -> None:
