@@ -10,26 +10,21 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from data.near_duplicates import LEAST_SIDE, MOST_BITS, near_duplicates, picture_hash
-from data.pictures import place_of
-from data.rejects import Reason, Reject, Rejected, Report
+from data.near_duplicates import MOST_BITS, Hashes, near_duplicates
+from data.rejects import Reason, Reject, Report
 from data.source import Source
 from data.split import SPLITS, SplitTable, table_of
-from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
-_QUEUED = 4096  # pictures handed to threads at once: each that waits takes 1.8 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +87,18 @@ def imported(path: str) -> Callable[[str], object]:
     return found
 
 
-class Reported(Source, Protocol):
-    """A source with a report of what it rejected: folders and shards."""
+class Filterable(Source, Protocol):
+    """A source that knows its pictures, with a report of what it rejected: folders and shards."""
 
     report: Report
+
+    def sizes(self) -> np.ndarray:
+        """(N, 2) uint32, width and height of each picture, turned or not; no picture is decoded for it."""
+        ...
+
+    def hashes(self) -> Hashes:
+        """What each picture looks like, and which are broken; they may be decoded for it."""
+        ...
 
 
 class NothingLeft(ValueError):
@@ -105,8 +108,11 @@ class NothingLeft(ValueError):
 class FilteredSource:
     """The samples of a source that filters leave, in its order; a `data.source.Source` itself.
 
-    Every caption is asked once and, for filters of pictures, every picture decoded once when this is made. What is left
-    out is not held against the source (`max_rejected`), but counted and listed by reason in its report.
+    Every caption is asked once when this is made. Aspect ratios are known without decoding a picture: of shards, from
+    the pictures' headers, so that a broken one stays until it is read. For near duplicates all pictures are decoded,
+    and the broken ones rejected: of shards once, for what they look like is kept in the shards' indexes and serves
+    every later start and other settings; of folders at each start, beside the decoding that finds broken files. What is
+    left out is not held against the source (`max_rejected`), but counted and listed by reason in its report.
 
     Args:
         source: of pictures, with a report.
@@ -118,14 +124,14 @@ class FilteredSource:
     """
 
     def __init__(
-        self, source: Reported, filters: Filters, *, max_rejected: float = 0.05, report: str | Path | None = None
+        self, source: Filterable, filters: Filters, *, max_rejected: float = 0.05, report: str | Path | None = None
     ) -> None:
         self.source, self.filters = source, filters
         self._shortened: dict[int, tuple[str, ...]] = {}  # captions of the samples that lost some
         filtered = self._by_captions() if filters.of_captions else {}
         broken: dict[int, Reject] = {}
         if filters.of_pictures:
-            of_pictures, broken = self._by_pictures([row for row in range(len(source)) if row not in filtered])
+            of_pictures, broken = self._by_pictures(np.setdiff1d(np.arange(len(source)), list(filtered)))
             filtered |= of_pictures
         self._rows = np.setdiff1d(np.arange(len(source)), [*filtered, *broken])
         self._table = SplitTable(*(part[self._rows] for part in table_of(source)))
@@ -170,67 +176,64 @@ class FilteredSource:
     def _by_captions(self) -> dict[int, Reject]:
         """What is left out, by row of the source; notes what is left of captions."""
         wanted = imported(self.filters.wanted_caption) if self.filters.wanted_caption else None
+        least, most = self.filters.min_caption_length or 0, self.filters.max_caption_length or math.inf
         filtered = {}
-        for row in range(len(self.source)):
+        for row in range(len(self.source)):  # of millions: nothing is made of a row that stays as it is
             texts = self.source.captions(row)
-            reasons = [self._fault(text, wanted) for text in texts]
-            left = tuple(text for text, reason in zip(texts, reasons, strict=True) if reason is None)
-            if texts and not left:
-                detail = f"{texts[0][:80]!r}, {len(texts[0]):,} characters"
-                filtered[row] = Reject(self.source.key(row), reasons[0], detail)
-            elif len(left) < len(texts):
-                self._shortened[row] = left
+            left = [
+                text for text in texts if least <= len(text) <= most and (wanted is None or self._asked(wanted, text))
+            ]
+            if len(left) == len(texts):
+                continue
+            if left:
+                self._shortened[row] = tuple(left)
+                continue
+            length = len(texts[0])
+            reason = (
+                Reason.SHORT_CAPTION
+                if length < least
+                else Reason.LONG_CAPTION
+                if length > most
+                else Reason.UNWANTED_CAPTION
+            )
+            filtered[row] = Reject(self.source.key(row), reason, f"{texts[0][:80]!r}, {length:,} characters")
         return filtered
 
-    def _fault(self, text: str, wanted: Callable[[str], object] | None) -> Reason | None:
-        least, most = self.filters.min_caption_length, self.filters.max_caption_length
-        if least is not None and len(text) < least:
-            return Reason.SHORT_CAPTION
-        if most is not None and len(text) > most:
-            return Reason.LONG_CAPTION
-        if wanted is None:
-            return None
+    def _asked(self, wanted: Callable[[str], object], text: str) -> bool:
         try:
             answer = wanted(text)
         except Exception as error:  # somebody's function
             raise ValueError(f"{self.filters.wanted_caption} failed on the caption {text[:80]!r}: {error!r}") from error
         if not isinstance(answer, bool):
             raise ValueError(f"{self.filters.wanted_caption} says {answer!r} of {text[:80]!r}, expected True or False")
-        return None if answer else Reason.UNWANTED_CAPTION
+        return answer
 
-    def _by_pictures(self, rows: list[int]) -> tuple[dict[int, Reject], dict[int, Reject]]:
-        """Of these rows of the source, what is left out, and what turns out broken."""
-        slices = (rows[start : start + _QUEUED] for start in range(0, len(rows), _QUEUED))
-        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-            seen = chain.from_iterable(pool.map(self._look, each) for each in slices)
-            looks = list(with_progress(seen, len(rows), self.source.report.folder, done="filtered", things="pictures"))
-        broken = {row: look for row, look in zip(rows, looks, strict=True) if isinstance(look, Reject)}
-        sound = {row: look for row, look in zip(rows, looks, strict=True) if row not in broken}
-        filtered = {row: reject for row, look in sound.items() if (reject := self._too_long(row, look)) is not None}
-        if self.filters.near_duplicates is not None:
-            filtered |= self._repeated({row: look.hash for row, look in sound.items() if row not in filtered})
+    def _by_pictures(self, rows: np.ndarray) -> tuple[dict[int, Reject], dict[int, Reject]]:
+        """Of these rows of the source, (n,) int64, what is left out, and what turns out broken."""
+        most_bits = self.filters.near_duplicates
+        hashes = None if most_bits is None else self.source.hashes()
+        broken = {row: hashes.broken[row] for row in rows.tolist() if row in hashes.broken} if hashes else {}
+        rows = np.setdiff1d(rows, list(broken))
+        filtered = {} if self.filters.max_aspect_ratio is None else self._too_long(rows)
+        if hashes is not None:
+            filtered |= self._repeated(np.setdiff1d(rows, list(filtered)), hashes.bits)
         return filtered, broken
 
-    def _look(self, row: int) -> "_Look | Reject":
-        try:
-            image = self.source.image(row, LEAST_SIDE)
-        except Rejected as error:
-            return error.reject
-        return _Look(*place_of(image).size, 0 if self.filters.near_duplicates is None else picture_hash(image))
+    def _too_long(self, rows: np.ndarray) -> dict[int, Reject]:
+        sizes = self.source.sizes()[rows]
+        long = sizes.max(axis=1) > self.filters.max_aspect_ratio * sizes.min(axis=1)
+        return {
+            row: Reject(self.source.key(row), Reason.ASPECT_RATIO, f"{width}x{height} pixels")
+            for row, (width, height) in zip(rows[long].tolist(), sizes[long].tolist(), strict=True)
+        }
 
-    def _too_long(self, row: int, look: "_Look") -> Reject | None:
-        most, (short, long) = self.filters.max_aspect_ratio, sorted((look.width, look.height))
-        if most is None or long <= most * short:
-            return None
-        return Reject(self.source.key(row), Reason.ASPECT_RATIO, f"{look.width}x{look.height} pixels")
-
-    def _repeated(self, hashes: dict[int, int]) -> dict[int, Reject]:
-        rows, filtered = list(hashes), {}
-        first = near_duplicates(np.array(list(hashes.values()), np.uint64), self.filters.near_duplicates)
+    def _repeated(self, rows: np.ndarray, bits: np.ndarray) -> dict[int, Reject]:
+        hashes, filtered = bits[rows], {}
+        first = near_duplicates(hashes, self.filters.near_duplicates)
         for place in np.flatnonzero(first >= 0).tolist():
-            row, before = rows[place], rows[first[place]]
-            bits = (hashes[row] ^ hashes[before]).bit_count()
-            detail = f"{bits} of 64 bits from {self.source.key(before)}"
+            row, before = int(rows[place]), int(rows[first[place]])
+            differing = int(hashes[place] ^ hashes[first[place]]).bit_count()
+            detail = f"{differing} of 64 bits from {self.source.key(before)}"
             filtered[row] = Reject(self.source.key(row), Reason.NEAR_DUPLICATE, detail)
         return filtered
 
@@ -244,9 +247,3 @@ class FilteredSource:
             rejects=(*report.rejects, *broken.values()),
             filtered=tuple(filtered[row] for row in sorted(filtered)),
         )
-
-
-class _Look(NamedTuple):
-    width: int
-    height: int
-    hash: int

@@ -11,17 +11,19 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from data.caption_tables import SPLITS, SplitError, is_unicode
 from data.captions import LOOKED_FOR, Captions, read_captions
-from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, load_picture, read_file
+from data.near_duplicates import LEAST_SIDE, Hashes, picture_hash
+from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, load_picture, place_of, read_file
 from data.rejects import Reason, Reject, Report
+from data.threads import in_threads
 from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,13 @@ class _Sample(NamedTuple):
     key: str
     captions: tuple[str, ...]
     split: str | None
+
+
+class _Scanned(NamedTuple):
+    """What decoding a picture has found."""
+
+    digest: bytes  # of its file
+    size: tuple[int, int]  # upright
 
 
 class FolderSource:
@@ -70,8 +79,8 @@ class FolderSource:
         read = _captions if need_captions else _captions_at_hand
         captions, notes = read(self.folder, pictures, others)
         candidates, without = _candidates(pictures, captions, need_captions)
-        self._digests, broken = _scan(self.folder, [sample.key for sample in candidates])
-        self._samples = [sample for sample in candidates if sample.key in self._digests]
+        self._scanned, broken = _scan(self.folder, [sample.key for sample in candidates])
+        self._samples = [sample for sample in candidates if sample.key in self._scanned]
         self.report = Report(
             folder=self.folder,
             captions_from=captions.origin if captions else "",
@@ -101,7 +110,7 @@ class FolderSource:
         """The bytes of the picture's file. Raises `PictureError` where it is not the one that was scanned."""
         path = self.folder / self._samples[index].key
         data = read_file(path)
-        if _digest(data) != self._digests[self._samples[index].key]:
+        if _digest(data) != self._scanned[self._samples[index].key].digest:
             raise PictureError(f"{path} has changed since it was checked")
         return data
 
@@ -113,10 +122,20 @@ class FolderSource:
         """ "train", "val" or "test" where the folder says so, else None."""
         return self._samples[index].split
 
+    def sizes(self) -> np.ndarray:
+        """(N, 2) uint32, width and height of each picture."""
+        return np.array([self._scanned[sample.key].size for sample in self._samples], np.uint32)
+
+    def hashes(self) -> Hashes:
+        """What the pictures look like; they are decoded for it, each time. Raises as `image` does."""
+        looks = in_threads(lambda row: picture_hash(self.image(row, LEAST_SIDE)), range(len(self)))
+        told = with_progress(looks, len(self), self.folder, done="looked at", things="pictures")
+        return Hashes(np.fromiter(told, np.uint64, len(self)), {})
+
     def identity(self) -> Iterator[str]:
         """Key, captions and split of each sample and what its file holds; the folder may lie anywhere."""
         for sample in self._samples:
-            yield json.dumps([*sample, self._digests[sample.key].hex()])
+            yield json.dumps([*sample, self._scanned[sample.key].digest.hex()])
 
 
 def _list_files(folder: Path) -> tuple[list[str], set[str], list[Reject]]:
@@ -216,30 +235,31 @@ def _split_of_folder(key: str) -> str | None:
     return SPLITS.get(first.lower()) if rest else None
 
 
-def _scan(folder: Path, keys: Sequence[str]) -> tuple[dict[str, bytes], list[Reject]]:
-    """Digests of the whole pictures by key, and the rejects: broken ones and later copies of the same bytes."""
+def _scan(folder: Path, keys: Sequence[str]) -> tuple[dict[str, _Scanned], list[Reject]]:
+    """What is known of the whole pictures by key, and the rejects: broken ones and later copies of the same bytes."""
     first: dict[bytes, str] = {}
-    rejects = []
-    with ThreadPoolExecutor() as pool:  # decoding and hashing release the interpreter's lock
-        read = pool.map(lambda key: _read(folder / key), keys)
-        for key, result in zip(
-            keys, with_progress(read, len(keys), folder, done="checked", things="pictures"), strict=True
-        ):
-            if isinstance(result, PictureError):
-                rejects.append(Reject(key, Reason.BROKEN, str(result)))
-            elif first.setdefault(result, key) != key:
-                rejects.append(Reject(key, Reason.DUPLICATE, f"same bytes as {first[result]}"))
-    return {key: digest for digest, key in first.items()}, rejects
+    scanned, rejects = {}, []
+    read = in_threads(lambda key: _read(folder / key), keys)  # decoding and hashing release the interpreter's lock
+    for key, result in zip(
+        keys, with_progress(read, len(keys), folder, done="checked", things="pictures"), strict=True
+    ):
+        if isinstance(result, PictureError):
+            rejects.append(Reject(key, Reason.BROKEN, str(result)))
+        elif first.setdefault(result.digest, key) != key:
+            rejects.append(Reject(key, Reason.DUPLICATE, f"same bytes as {first[result.digest]}"))
+        else:
+            scanned[key] = result
+    return scanned, rejects
 
 
-def _read(path: Path) -> bytes | PictureError:
-    """Decodes the picture from the whole file; the digest of its file, or what is wrong with it."""
+def _read(path: Path) -> _Scanned | PictureError:
+    """Decodes the picture from the whole file; what it is, or what is wrong with it."""
     try:
         data = read_file(path)
-        decode_picture(data, least=1)
+        size = place_of(decode_picture(data, least=1)).size
     except PictureError as error:
         return error
-    return _digest(data)
+    return _Scanned(_digest(data), size)
 
 
 def _digest(data: bytes) -> bytes:

@@ -8,8 +8,12 @@ them; mirrored or cropped pictures have others. Hashes that differ in at most d 
 of them, so only those that share a part are compared (multi-index hashing, https://arxiv.org/abs/1307.2982).
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
+
+from data.rejects import Reject
 
 MOST_BITS = 7  # that may differ: with more, parts are so short that everything shares one
 LEAST_SIDE = 64  # pixels that a hash needs of a side
@@ -17,6 +21,18 @@ _STEPS, _LINES = 8, 4  # bits along, and lines of them
 _FLAT = 3  # greys by which neighbours differ at least: less is noise
 _LUMA = np.array([0.299, 0.587, 0.114])  # grey of red, green and blue (ITU-R BT.601)
 _THRESHOLDS = np.arange(64) * 37 % 64 * 4 + 2  # 2, 6, ..., 254, so mixed that every few in a row spread over all
+
+
+class Hashes(NamedTuple):
+    """What the pictures of a source look like.
+
+    Attributes:
+        bits: (N,) uint64, `picture_hash` of each; of a broken one, anything.
+        broken: those that turned out broken, by their row.
+    """
+
+    bits: np.ndarray
+    broken: dict[int, Reject]
 
 
 def picture_hash(image: Image.Image) -> int:

@@ -111,12 +111,16 @@ def _damage_named() -> Iterator[None]:
         raise PictureError(str(error) or type(error).__name__) from error
 
 
-def check_header(data: bytes) -> None:
-    """PictureError where the first bytes already say that `decode_picture` would refuse these; no pixel is decoded."""
+def size_in_header(data: bytes) -> tuple[int, int]:
+    """(width, height) as stored, not turned as EXIF asks; no pixel is decoded.
+
+    PictureError where the first bytes already say that `decode_picture` would refuse these.
+    """
     if not data:
         raise PictureError("empty file (0 bytes)")
     with _damage_named(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_size(image.size)
+        return image.size
 
 
 def _check_png_sums(data: bytes) -> None:

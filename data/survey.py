@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from data.pictures import PictureError, place_of
 from data.rejects import Rejected
 from data.source import Source
 from data.split import Keyed
+from data.threads import in_threads
 from data.waiting import with_progress
 
 QUANTILES = {"least": 0.0, "5%": 0.05, "half": 0.5, "95%": 0.95, "most": 1.0}
@@ -60,8 +60,8 @@ def survey_pictures(source: Source, rows: Sequence[int], most_bits: int) -> dict
             return str(error)
         return *place_of(image).size, picture_hash(image)
 
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-        looks = list(with_progress(pool.map(look, rows), len(rows), "pictures", done="looked at", things="pictures"))
+    seen = in_threads(look, rows)  # decoding releases the interpreter's lock
+    looks = list(with_progress(seen, len(rows), "pictures", done="looked at", things="pictures"))
     broken = [look for look in looks if isinstance(look, str)]
     sound = [(row, look) for row, look in zip(rows, looks, strict=True) if not isinstance(look, str)]
     sizes = np.array([look[:2] for _, look in sound], np.int64).reshape(-1, 2)

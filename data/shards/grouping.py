@@ -30,7 +30,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from PIL import Image
 
 from data.caption_tables import SPLITS, SplitError, is_absolute, is_unicode
-from data.pictures import PICTURE_SUFFIXES, PictureError, check_header, decode_picture
+from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, size_in_header
 from data.rejects import Reason, Reject, Rejected
 from data.shards.tar import DamagedShard, Member, members
 from data.text import is_visible
@@ -55,12 +55,16 @@ CAPTIONED = (Form.TEXT, Form.LISTED, Form.SINGLE)
 
 
 class Sample(NamedTuple):
-    """One usable sample. `picture` and `caption` are first byte and length in the shard."""
+    """One usable sample.
+
+    `picture` and `caption` are first byte and length in the shard, `size` is the picture's as its header has it.
+    """
 
     key: str
     split: str | None
     texts: tuple[str, ...]
     picture: tuple[int, int]
+    size: tuple[int, int]
     digest: bytes  # of the picture's bytes
     caption: tuple[int, int]
     form: Form
@@ -72,14 +76,21 @@ class Opened(Protocol):
     def fileno(self) -> int: ...
 
 
+class _Picture(NamedTuple):
+    """What is read of a picture: its size as the header has it, and a digest of its bytes."""
+
+    size: tuple[int, int]
+    digest: bytes
+
+
 class _Part(NamedTuple):
-    """A member and what was read of it: the digest of a picture or what is wrong with it, the bytes of a text.
+    """A member and what was read of it: of a picture, or what is wrong with it; the bytes of a text.
 
     None for other suffixes, and for texts over MAX_TEXT.
     """
 
     member: Member
-    read: bytes | PictureError | None
+    read: _Picture | bytes | PictureError | None
 
 
 _Parts = dict[str, _Part]  # of one sample, by suffix
@@ -202,16 +213,16 @@ def _fault(member: Member, twice: bool) -> Reason | None:
     return Reason.DOUBLED_NAME if twice else None
 
 
-def _read(file: BinaryIO, member: Member, suffix: str) -> bytes | PictureError | None:
+def _read(file: BinaryIO, member: Member, suffix: str) -> _Picture | bytes | PictureError | None:
     if suffix in _PICTURES:
         if member.size > MAX_PICTURE:
             return PictureError(f"{member.size:,} bytes, more than the {MAX_PICTURE:,} that are read")
         content = read_bytes(file, member.offset, member.size)
         try:
-            check_header(content)
+            size = size_in_header(content)
         except PictureError as error:
             return error
-        return hashlib.blake2b(content, digest_size=16).digest()
+        return _Picture(size, hashlib.blake2b(content, digest_size=16).digest())
     if suffix in ("txt", "json") and member.size <= MAX_TEXT:
         return read_bytes(file, member.offset, member.size)
     return None
@@ -223,9 +234,9 @@ def _sample(where: str, key: str, parts: _Parts) -> Sample | Reject:
     if len(suffixes) != 1:
         reason = Reason.TWO_PICTURES if suffixes else Reason.NO_PICTURE
         return Reject(where, reason, f"it has {', '.join(parts)}")
-    picture, digest = parts[suffixes[0]]
-    if isinstance(digest, PictureError):
-        return Reject(where, Reason.BROKEN, str(digest))
+    member, picture = parts[suffixes[0]]
+    if isinstance(picture, PictureError):
+        return Reject(where, Reason.BROKEN, str(picture))
     try:
         meta = _meta(parts.get("json"))
         key = _key(meta, key)
@@ -240,8 +251,9 @@ def _sample(where: str, key: str, parts: _Parts) -> Sample | Reject:
         key=key,
         split=split,
         texts=texts,
-        picture=(picture.offset, picture.size),
-        digest=digest,
+        picture=(member.offset, member.size),
+        size=picture.size,
+        digest=picture.digest,
         caption=(holder.member.offset, holder.member.size) if holder else (0, 0),
         form=form,
     )

@@ -7,13 +7,16 @@ The index is a safetensors file. Of N samples in the order of the shard it holds
     hashes   (N,)      uint64: `data.split.key_hash` of each key
     splits   (N,)      uint8: place in `data.split.SPLITS`, or UNSAID
     contents (N,)      uint64: 64 bits of BLAKE2b of the picture's bytes
+    sizes    (N, 2)    uint32: width and height of the picture as its header has them, not turned as EXIF asks
     pictures (N, 2)    uint64: first byte and length of the picture in the shard
     captions (N, 2)    uint64: the same of what holds the caption
     forms    (N,)      uint8: `grouping.Form` of the caption
 
-and in its header the shard's size and time of change, a digest of all samples, what was rejected and, once somebody has
-asked for it, the rows whose pictures are broken. It is
-made anew where the shard has another size or time.
+and in its header the shard's size and time of change, a digest of all samples and what was rejected. It is made anew
+where the shard has another size or time. Once somebody has had all pictures decoded, it also holds what that found, so
+that they need not be decoded for it again: in the header the rows whose pictures are broken, and
+
+    looks    (N,)      uint64: `data.near_duplicates.picture_hash`, 0 where the picture is broken
 """
 
 import hashlib
@@ -31,6 +34,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from data.near_duplicates import LEAST_SIDE, picture_hash
 from data.pictures import PictureError, decode_picture
 from data.rejects import Reason, Reject
 from data.shards.grouping import Sample, read_bytes, read_samples
@@ -40,7 +44,7 @@ from data.waiting import with_progress
 from whole_files import write_file
 
 log = logging.getLogger(__name__)
-VERSION = "2"  # of the rules by which samples are found; another one makes every index anew
+VERSION = "3"  # of the rules by which samples are found; another one makes every index anew
 SUFFIX = ".index"
 _SHOWN = 5  # damaged shards that a message names
 
@@ -65,12 +69,14 @@ class ShardIndex(NamedTuple):
     hashes: np.ndarray
     splits: np.ndarray
     contents: np.ndarray
+    sizes: np.ndarray
     pictures: np.ndarray
     captions: np.ndarray
     forms: np.ndarray
     digest: str
     rejects: tuple[Reject, ...]
     broken: tuple[tuple[int, str], ...] | None = None  # rows that cannot be decoded, and why; None: not known
+    looks: np.ndarray | None = None  # None where `broken` is
 
     def training_rows(self) -> np.ndarray:
         """(R,) int64, the rows whose split is train or not said."""
@@ -80,13 +86,15 @@ class ShardIndex(NamedTuple):
         return self.strings[int(self.bounds[row]) : int(self.bounds[row + 1])].tobytes().decode()
 
 
-_ARRAYS = ("strings", "bounds", "hashes", "splits", "contents", "pictures", "captions", "forms")
+_ARRAYS = ("strings", "bounds", "hashes", "splits", "contents", "sizes", "pictures", "captions", "forms")
+_LOOKS = "looks"
 
 
 def open_indexes(shards: Sequence[Path], folder: Path | None, *, decode: bool) -> list[ShardIndex]:
     """The index of each shard, read or made; those made are kept in `folder`, or beside the shards where it is None.
 
-    `decode` has every picture decoded, so that `broken` is known. Raises ValueError naming all shards that are damaged.
+    `decode` has every picture decoded, so that `broken` and `looks` are known. Raises ValueError naming all shards that
+    are damaged.
     """
     # Processes that start at the same time, one a device, find what the others have made, each going its own way round.
     # The drawing is the system's: the global generator is seeded alike in all of them, and the run's own.
@@ -124,7 +132,7 @@ def _index_or_damage(shard: Path, folder: Path | None, decode: bool) -> ShardInd
     try:
         index = kept or make_index(shard)
         if decode:
-            index = index._replace(broken=_find_broken(shard, index))
+            index = _with_looks(index, shard)
     except DamagedShard as error:
         return error
     _keep(index, path)
@@ -137,15 +145,15 @@ def make_index(shard: Path) -> ShardIndex:
         return index_of(file, shard.name)
 
 
-def _find_broken(shard: Path, index: ShardIndex) -> tuple[tuple[int, str], ...]:
-    broken = []
+def _with_looks(index: ShardIndex, shard: Path) -> ShardIndex:
+    broken, looks = [], np.zeros(len(index.pictures), np.uint64)
     with shard.open("rb") as file:
         for row, (offset, size) in enumerate(index.pictures.tolist()):
             try:
-                decode_picture(read_bytes(file, offset, size), least=1)  # reads all of it, and keeps little
+                looks[row] = picture_hash(decode_picture(read_bytes(file, offset, size), LEAST_SIDE))
             except PictureError as error:
                 broken.append((row, str(error)))
-    return tuple(broken)
+    return index._replace(broken=tuple(broken), looks=looks)
 
 
 def index_of(file: BinaryIO, name: str) -> ShardIndex:
@@ -171,6 +179,7 @@ def _index(stamp: Stamp, samples: Sequence[Sample], rejects: tuple[Reject, ...])
             [UNSAID if sample.split is None else SPLITS.index(sample.split) for sample in samples], np.uint8
         ),
         contents=np.frombuffer(b"".join(sample.digest[:8] for sample in samples), "<u8"),
+        sizes=np.array([sample.size for sample in samples], np.uint32).reshape(-1, 2),
         pictures=np.array([sample.picture for sample in samples], np.uint64).reshape(-1, 2),
         captions=np.array([sample.caption for sample in samples], np.uint64).reshape(-1, 2),
         forms=np.array([sample.form for sample in samples], np.uint8),
@@ -182,6 +191,8 @@ def _index(stamp: Stamp, samples: Sequence[Sample], rejects: tuple[Reject, ...])
 def _keep(index: ShardIndex, path: Path) -> None:
     """Write the file beside and rename it; where that cannot be, the index lives in memory alone."""
     arrays = {name: getattr(index, name) for name in _ARRAYS}
+    if index.looks is not None:
+        arrays[_LOOKS] = index.looks
     header = {
         "version": VERSION,
         "stamp": index.stamp,
@@ -205,6 +216,8 @@ def _load(path: Path, stamp: Stamp) -> ShardIndex | None:
         with safe_open(path, "np") as file:
             header = json.loads((file.metadata() or {})["index"])
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            if header["broken"] is not None:
+                arrays[_LOOKS] = file.get_tensor(_LOOKS)
         said = header.pop("sum")
         if header["version"] != VERSION or Stamp(*header["stamp"]) != stamp or said != _sum(header, arrays):
             return None

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.near_duplicates import Hashes
 from data.rejects import Reason, Reject, Report
 from data.shards.config import ShardsConfig, ShardSet, shards_config
 from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes, without_caption
@@ -64,14 +65,14 @@ class ShardsSource:
     ) -> None:
         self.config = shards_config(shards)
         self.need_captions, self.decode = need_captions, decode
+        self._sets = self.config.all_sets
         self._paths: list[Path] = []
         self._indexes: list[ShardIndex] = []
         self._set_of_shard: list[int] = []
-        for number, each in enumerate(self.config.all_sets):
+        for number, each in enumerate(self._sets):
             paths = local_shards(each.path)
             self._paths += paths
-            folder = Path(self.config.index) if self.config.index else None
-            self._indexes += open_indexes(paths, folder, decode=decode)
+            self._indexes += self._opened(paths, decode)
             self._set_of_shard += [number] * len(paths)
         self._firsts = np.cumsum([0, *(len(index.forms) for index in self._indexes)])  # (shards + 1,) rows before each
         self._hashes = self._key_hashes()
@@ -119,6 +120,30 @@ class ShardsSource:
         splits = np.concatenate([index.splits for index in self._indexes])
         return SplitTable(self._hashes[self._rows], splits[self._rows])
 
+    def sizes(self) -> np.ndarray:
+        """(N, 2) uint32, width and height of each picture as its header has them, not turned as EXIF asks."""
+        return np.concatenate([index.sizes for index in self._indexes])[self._rows]
+
+    def hashes(self) -> Hashes:
+        """What the pictures look like, and which are broken: all are decoded for it, once, and the indexes keep it.
+
+        Raises ValueError where a shard has changed since this was made.
+        """
+        indexes = self._indexes if self.decode else self._opened(self._paths, decode=True)
+        for path, index, seen in zip(self._paths, self._indexes, indexes, strict=True):
+            if index.digest != seen.digest:
+                raise ValueError(f"{path} has changed since this run began: start it anew")
+        broken = self._broken(indexes)
+        places = np.flatnonzero(np.isin(self._rows, list(broken))).tolist()
+        rows = self._rows[places].tolist()
+        rejects = [Reject(self._where(row), Reason.BROKEN, broken[row]) for row in rows]
+        return Hashes(
+            np.concatenate([index.looks for index in indexes])[self._rows], dict(zip(places, rejects, strict=True))
+        )
+
+    def _opened(self, paths: list[Path], decode: bool) -> list[ShardIndex]:
+        return open_indexes(paths, Path(self.config.index) if self.config.index else None, decode=decode)
+
     def holds(self, index: ShardIndex) -> np.ndarray:
         """(N,) bool: which samples of another shard have the key or the picture of one of these."""
         contents = np.concatenate([each.contents for each in self._indexes])[self._rows]
@@ -150,7 +175,7 @@ class ShardsSource:
         return np.searchsorted(self._firsts, rows, side="right") - 1
 
     def _set(self, shard: int) -> ShardSet:
-        return self.config.all_sets[self._set_of_shard[shard]]
+        return self._sets[self._set_of_shard[shard]]
 
     def _key(self, shard: int, row: int) -> str:
         name, key = self._set(shard).name, self._indexes[shard].key(row)
@@ -166,7 +191,7 @@ class ShardsSource:
             rejects += [without_caption(self._where(row), forms[row]) for row in np.flatnonzero(~captioned).tolist()]
             rows = rows[captioned]
         if self.decode:
-            broken = {int(first) + row: said for first, index in self._with_firsts() for row, said in index.broken}
+            broken = self._broken(self._indexes)
             rejects += [Reject(self._where(row), Reason.BROKEN, said) for row, said in broken.items()]
             rows = rows[~np.isin(rows, list(broken))]
         rows, doubled = self._without_repeats(rows, self._hashes, self._doubled)
@@ -184,8 +209,10 @@ class ShardsSource:
         before = first[np.searchsorted(distinct, values[rows[again]])]
         return rows[np.sort(first)], list(map(reject, rows[again].tolist(), rows[before].tolist()))
 
-    def _with_firsts(self) -> Iterator[tuple[int, ShardIndex]]:
-        return zip(self._firsts[:-1].tolist(), self._indexes, strict=True)
+    def _broken(self, indexes: list[ShardIndex]) -> dict[int, str]:
+        """What is wrong with the pictures that cannot be decoded, by row over all shards."""
+        firsts = self._firsts[:-1].tolist()
+        return {first + row: said for first, index in zip(firsts, indexes, strict=True) for row, said in index.broken}
 
     def _key_hashes(self) -> np.ndarray:
         """(rows,) uint64, of all shards; those of sets with a name are not in the indexes."""

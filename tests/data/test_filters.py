@@ -1,8 +1,8 @@
 """Filters against what they would leave by hand, and near duplicates against comparing all pairs."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from data.near_duplicates import near_duplicates, picture_hash
 from data.rejects import Reason
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig
+from data.shards import grouping, index
 from data.shards.config import ShardsConfig, ShardSet
 from data.shards.mixture import MixedOrder
 from data.shards.source import ShardsSource
@@ -170,37 +171,59 @@ def test_near_duplicates_of_a_folder(folder, tmp_path):
     assert all("bits from b-again.jpg" in reject.detail for reject in source.report.filtered)
 
 
+def scenes(path: Path) -> ShardsSource:
+    """A shard of four that differ, and of one that looks like the first; the third is broken behind its header."""
+    seeds = (0, 1, 2, 3, 0)
+    contents = [jpeg(scene(*((200, 90) if n == 3 else (64, 48)), seed=seed)) for n, seed in enumerate(seeds)]
+    contents[2] = contents[2][:-300]
+    contents[4] = jpeg(scene(64, 48, seed=0), quality=80)
+    members = [
+        member for n, content in enumerate(contents) for member in ((f"{n}.jpg", content), (f"{n}.txt", b"a scene"))
+    ]
+    return ShardsSource(str(write_tar(path / "a.tar", members)), need_captions=True)
+
+
 def test_shards_and_what_is_broken_in_them(tmp_path):
-    broken = (sample(4)[0][0], picture(4)[:60])
-    members = [*sample(0), *sample(1, caption="x"), *sample(2), broken, *sample(4)[1:]]
-    path = write_tar(tmp_path / "a.tar", members)
-    shards, square = ShardsSource(str(path), need_captions=True), Filters(max_aspect_ratio=2)
-    with pytest.raises(ValueError, match=r"1 of 4 files rejected \(25.0%"):
-        FilteredSource(shards, square)
-    source = FilteredSource(shards, square, max_rejected=0.25)
-    assert [source.key(i) for i in range(len(source))] == [f"{i:09d}" for i in (0, 1, 2)]
-    assert [reject.reason for reject in source.report.rejects] == [Reason.BROKEN]
-    assert not source.report.filtered
+    shards, different = scenes(tmp_path), Filters(near_duplicates=3)
+    with pytest.raises(ValueError, match=r"1 of 5 files rejected \(20.0%"):
+        FilteredSource(shards, different)
+    source = FilteredSource(shards, different, max_rejected=0.25)
+    assert left(source) == "013"
+    assert [(reject.file, reject.reason) for reject in source.report.rejects] == [("a.tar: 2", Reason.BROKEN)]
+    assert [(reject.file, reject.detail[-8:]) for reject in source.report.filtered] == [("4", "s from 0")]
     sets = source.by_set(torch.tensor([2, 0]))
     assert [each.tolist() for each in sets] == [[2, 0]]
 
 
-def test_few_pictures_wait_for_a_thread(folder, monkeypatch):
-    handed = []
+def test_of_shards_a_picture_is_decoded_at_most_once(tmp_path, monkeypatch):
+    """For the shapes of pictures never; for what they look like at the first start, and then for no settings."""
+    decoded = []
+    decode = index.decode_picture
+    for module in (index, grouping):
+        monkeypatch.setattr(module, "decode_picture", lambda *args: decoded.append(1) or decode(*args))
+    assert left(FilteredSource(scenes(tmp_path), Filters(max_aspect_ratio=2))) == "0124"  # the broken one stays
+    assert not decoded
+    assert left(FilteredSource(scenes(tmp_path), Filters(near_duplicates=3), max_rejected=1)) == "013"
+    assert len(decoded) == 5
+    again = ShardsSource(str(tmp_path / "a.tar"), need_captions=True)
+    for filters, expected in [
+        (Filters(near_duplicates=3), "013"),
+        (Filters(near_duplicates=0, max_aspect_ratio=2), "014"),
+        (Filters(max_aspect_ratio=2), "0124"),  # what is known to be broken changes nothing
+    ]:
+        assert left(FilteredSource(again, filters, max_rejected=1)) == expected
+    assert len(decoded) == 5
+    encoded = ShardsSource(str(tmp_path / "a.tar"), need_captions=True, decode=True, max_rejected=1)
+    assert left(encoded) == "0134"
+    assert left(FilteredSource(encoded, Filters(near_duplicates=3), max_rejected=1)) == "013"
+    assert len(decoded) == 5
 
-    class Pool(ThreadPoolExecutor):
-        def map(self, function, rows):
-            handed.append(list(rows))
-            return super().map(function, rows)
 
-    monkeypatch.setattr("data.filters.ThreadPoolExecutor", Pool)
-    whole = filtered(folder, max_aspect_ratio=2, near_duplicates=3)
-    assert handed == [[0, 1, 2, 3, 4]]
-    handed.clear()
-    monkeypatch.setattr("data.filters._QUEUED", 2)
-    source = filtered(folder, max_aspect_ratio=2, near_duplicates=3)
-    assert handed == [[0, 1], [2, 3], [4]]
-    assert source.report == whole.report and left(source) == left(whole) == "abce"
+def test_a_shard_that_changes_before_its_pictures_are_looked_at(tmp_path):
+    shards = scenes(tmp_path)
+    write_tar(tmp_path / "a.tar", sample(1))
+    with pytest.raises(ValueError, match=r"a\.tar has changed since this run began"):
+        FilteredSource(shards, Filters(near_duplicates=3))
 
 
 @pytest.mark.parametrize("sharded", [True, False])
