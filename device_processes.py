@@ -7,7 +7,6 @@ Imported only where several devices are asked for: importing Lightning takes as 
 """
 
 import logging
-import os
 import signal
 import time
 import warnings
@@ -20,9 +19,11 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
+from process_watch import processes_watched, watch_first_process
+
 LONGEST = timedelta(days=365)  # that the first to finish waits for the last
 POLL_SECONDS = 0.1
-OBSERVER = "lightning_fabric.strategies.launchers.subprocess_script"  # says that a process died, and ends the others
+PATIENCE = 1.0  # seconds; little, for the same call may be made again at once, and nobody else is to write then
 
 
 class Work(Protocol):
@@ -38,8 +39,8 @@ class Work(Protocol):
 
 
 W = TypeVar("W", bound=Work)
-Do = Callable[[torch.device, W, Callable[[], None]], None]
-"""Does a share of the work on a device, and calls the last argument often."""
+Do = Callable[[torch.device, W], None]
+"""Does a share of the work on a device."""
 
 
 def is_first_process() -> bool:
@@ -47,27 +48,29 @@ def is_first_process() -> bool:
     return LightningEnvironment().local_rank() == 0
 
 
-def do_on_devices(work: W | None, do: Do[W], kind: str, devices: int) -> None:
+def do_on_devices(work: W | None, do: Do[W], kind: str, devices: int, to_go_on: str) -> None:
     """Does work on several devices; returns when all is done.
 
     Runs sys.argv again for each device but the first: there too, it is to come to this call. Ctrl-C is for the first
-    process, which ends the others; so is a SIGTERM that it has a handler for.
+    process, which ends the others; so is a SIGTERM that it has a handler for. Where a process ends in any other way,
+    they all do.
 
     Args:
         work: None in all processes but the first.
         do: called once in each process.
         kind: "cpu" or "cuda".
         devices: how many of them, at least 2.
+        to_go_on: a sentence on how to, said where a process has ended before its work was done.
     """
     environment = LightningEnvironment()
     if work is not None and not len(work) and not environment.creates_processes_externally:
         return  # nobody else has been started, or need be
     for name in ("pytorch_lightning", "lightning_fabric"):  # which say what they found, and give advice
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger(OBSERVER).setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of PyTorch
     if work is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch_first_process(to_go_on, PATIENCE)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=LONGEST)
     trainer = pl.Trainer(
         accelerator=kind,
@@ -80,7 +83,12 @@ def do_on_devices(work: W | None, do: Do[W], kind: str, devices: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.predict(_Doing(work, do), return_predictions=False)
+    try:
+        with processes_watched(trainer):
+            trainer.predict(_Doing(work, do), return_predictions=False)
+    except BaseException:
+        strategy.launcher.kill(signal.SIGKILL)  # those that it has started: why it ends is said once, here
+        raise
 
 
 class _Doing(pl.LightningModule):
@@ -88,7 +96,7 @@ class _Doing(pl.LightningModule):
 
     def __init__(self, work: Work | None, do: Do) -> None:
         super().__init__()
-        self.work, self.do, self.parent = work, do, os.getppid()
+        self.work, self.do = work, do
         self.on_termination = signal.getsignal(signal.SIGTERM)
 
     def predict_dataloader(self) -> Iterator[Work]:
@@ -102,20 +110,13 @@ class _Doing(pl.LightningModule):
         signal.signal(signal.SIGTERM, self.on_termination)  # Lightning's handler waits for the end of training steps
 
     def predict_step(self, batch: Work, batch_idx: int) -> int:
-        self.do(self.device, batch, self.stop_if_orphaned)
+        self.do(self.device, batch)
         self.wait_for_the_others()
         return len(batch)
-
-    def stop_if_orphaned(self) -> None:
-        """The first process may have been killed, and the same call been made again: nobody else is to write then."""
-        if not self.trainer.is_global_zero and os.getppid() != self.parent:
-            raise SystemExit(1)
 
     def wait_for_the_others(self) -> None:
         """Not by a barrier as it is, in which no Ctrl-C would be heard."""
         all_here = torch.distributed.barrier(async_op=True)
         while not all_here.is_completed():
-            self.stop_if_orphaned()
             time.sleep(POLL_SECONDS)
-        self.stop_if_orphaned()
         all_here.wait()

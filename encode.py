@@ -26,7 +26,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -99,10 +99,10 @@ def encode(args: list[str]) -> None:
     cli.check_devices(device, options.devices)
     image_tokenizer = load_image_tokenizer(cli.model_folder(options.tokenizer))
     if options.devices > 1 and not _processes().is_first_process():
-        _make(None, image_tokenizer, device, options.devices)
+        _make(None, image_tokenizer, device, options.devices, args)
         return
     with only_writer(options.out), _going_on_after(args):
-        _encode(options, config, image_tokenizer, device)
+        _encode(options, config, image_tokenizer, device, args)
 
 
 def verify_folder(args: list[str]) -> None:
@@ -113,7 +113,9 @@ def verify_folder(args: list[str]) -> None:
     print(f"{manifest.recipe.count:,} pictures in {len(manifest.shards):,} shards, all as they were written: {args[1]}")
 
 
-def _encode(options: Namespace, config: EncodeConfig, image_tokenizer: ImageTokenizer, device: torch.device) -> None:
+def _encode(
+    options: Namespace, config: EncodeConfig, image_tokenizer: ImageTokenizer, device: torch.device, args: list[str]
+) -> None:
     check_drawn_large_enough(options.drawings, image_tokenizer.config.image_size)
     report = options.report or (f"{Path(options.out)}-rejects.json" if options.drawings is None else None)
     loading = Loading(max_rejected=options.max_rejected, report=report)
@@ -130,7 +132,7 @@ def _encode(options: Namespace, config: EncodeConfig, image_tokenizer: ImageToke
     if encoding.pictures < len(source):
         there = len(source) - encoding.pictures
         print(f"{there:,} of {len(source):,} pictures are there already", flush=True)
-    _make(encoding, image_tokenizer, device, options.devices)
+    _make(encoding, image_tokenizer, device, options.devices, args)
     codes = encoding.finish()
     height, width = codes.grid_size
     crops = f" of {codes.crops} crops" if codes.crops > 1 else ""
@@ -148,28 +150,30 @@ def _described(options: Namespace) -> str:
     return f"drawings {asdict(options.drawings)}"
 
 
-def _make(encoding: Encoding | None, image_tokenizer: ImageTokenizer, device: torch.device, devices: int) -> None:
+def _make(
+    encoding: Encoding | None, image_tokenizer: ImageTokenizer, device: torch.device, devices: int, args: list[str]
+) -> None:
     """Makes shards; None: its share of those that the first process says."""
 
-    def make(device: torch.device, share: Encoding, tick: Callable[[], None]) -> None:
-        def progress(pictures: int) -> None:
-            tick()
-            bar.update(pictures)
-
+    def make(device: torch.device, share: Encoding) -> None:
         whose = f"device 1 of {devices}" if devices > 1 else "encoded"
         with tqdm(desc=whose, total=share.pictures, unit="", disable=encoding is None or None) as bar:
-            encode_shards(share, image_tokenizer.to(device), progress)
+            encode_shards(share, image_tokenizer.to(device), bar.update)
 
     if devices == 1:
-        make(device, encoding, lambda: None)
+        make(device, encoding)
     else:
-        _processes().do_on_devices(encoding, make, device.type, devices)
+        _processes().do_on_devices(encoding, make, device.type, devices, _to_go_on(args))
 
 
 def _processes() -> ModuleType:
     import device_processes  # and Lightning with it, which takes as long as some pictures do
 
     return device_processes
+
+
+def _to_go_on(args: list[str]) -> str:
+    return f"finished shards stay; to go on: python encode.py {shlex.join(args)}"
 
 
 @contextmanager
@@ -187,7 +191,7 @@ def _going_on_after(args: list[str]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, OSError):
-        print(f"finished shards stay; to go on: python encode.py {shlex.join(args)}", flush=True)
+        print(_to_go_on(args), flush=True)
         if not terminated:
             raise
     finally:

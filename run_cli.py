@@ -25,7 +25,6 @@ from callbacks.event_log import EventLog
 from callbacks.optimizer_settings import OptimizerSettings
 from callbacks.output import say
 from callbacks.pictures import PictureWriter
-from callbacks.process_watch import ProcessWatch
 from callbacks.progress import Progress
 from callbacks.run_config import REJECTS, SETTINGS, settings_of
 from callbacks.update_watch import UpdateWatch
@@ -34,6 +33,7 @@ from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
 from data.worker_signals import killed_workers_said
 from locks import only_writer
 from memory import model_too_large_said, out_of_memory_said
+from process_watch import processes_watched
 from settings_changes import changed_settings
 from sharding import STRATEGY, strategy_of
 
@@ -138,13 +138,13 @@ class RunCLI(LightningCLI):
         self.files = CheckpointFolder((self.run_folder / CHECKPOINT).parent, policy)
         if self.checks:
             self.dry_run = DryRun(self.run_folder, policy)
-            return [ProcessWatch(), self.dry_run]
+            return [self.dry_run]
         self.checkpoint = RunCheckpoint(self.files)
         picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
         watch = UpdateWatch(self.run_folder / "spikes.jsonl", self.config[self.subcommand].max_skipped)
         # Drawn on one device, which would wait for the others' shares of the weights for ever.
         shown = [] if self.spread else [picture]
-        return [*shown, watch, ProcessWatch(), OptimizerSettings(), Progress(), self.checkpoint]
+        return [*shown, watch, OptimizerSettings(), Progress(), self.checkpoint]
 
     @property
     def run_folder(self) -> Path:
@@ -156,7 +156,8 @@ class RunCLI(LightningCLI):
             ckpt_path = self._start(ckpt_path)
             self.prepare()
             datamodule.setup()  # before Lightning begins a log
-            with self._going_on_said(), killed_workers_said(), out_of_memory_said(datamodule.loading.batch_size):
+            out_of_memory = out_of_memory_said(datamodule.loading.batch_size)
+            with self._going_on_said(), killed_workers_said(), out_of_memory, processes_watched(self.trainer):
                 self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             if self.checks:
                 self.dry_run.report()
@@ -226,7 +227,7 @@ class RunCLI(LightningCLI):
     ) -> None:
         path, _ = self._existing_checkpoint(ckpt_path or "last")
         self.prepare()
-        with killed_workers_said():
+        with killed_workers_said(), processes_watched(self.trainer):
             self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)
 
     def prepare(self) -> None:

@@ -37,8 +37,9 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 
 import argparse
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
@@ -70,7 +71,7 @@ def sample(args: Sequence[str]) -> None:
     options = parse(args, __doc__)
     config = SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
     if options.devices > 1 and not _processes().is_first_process():
-        _draw_missing(None, _load(options), options)
+        _draw_missing(None, _load(options), options, args)
         return
     captions = read_captions(options.caption, options.captions)
     repeated, seeds = repeat(captions, options.n, options.seed)
@@ -83,7 +84,7 @@ def sample(args: Sequence[str]) -> None:
     _folder(options).mkdir(parents=True, exist_ok=True)
     shared = config, pipeline.fingerprint, original.settings if original else None, options.weights
     samples = [Sample(*row, *shared) for row in zip(repeated, seeds, strict=True)]
-    _draw_missing(samples, pipeline, options)
+    _draw_missing(samples, pipeline, options, args)
     ranking = None
     if options.keep is not None:
         score = score_by_prior if clip is None else score_by_clip(clip)
@@ -133,7 +134,9 @@ def _load(options: argparse.Namespace) -> TextToImage:
     return TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights, options.compile)
 
 
-def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, options: argparse.Namespace) -> None:
+def _draw_missing(
+    samples: Sequence[Sample] | None, pipeline: TextToImage, options: argparse.Namespace, args: Sequence[str]
+) -> None:
     """Draws the samples that are not in the folder yet; None: its share of those that the first process says."""
     folder, weigh = _folder(options), _weigh(options)
     missing = samples and [sample for sample in samples if not sample.is_in(folder, weighed=weigh)]
@@ -143,28 +146,27 @@ def _draw_missing(samples: Sequence[Sample] | None, pipeline: TextToImage, optio
         _draw(missing, pipeline, options)
         return
 
-    def draw(device: torch.device, share: Samples, tick: Callable[[], None]) -> None:
-        _draw(share.samples, pipeline.to(device), options, tick, silent=samples is None)
+    def draw(device: torch.device, share: Samples) -> None:
+        _draw(share.samples, pipeline.to(device), options, silent=samples is None)
 
     work = None if missing is None else Samples(missing)
-    _processes().do_on_devices(work, draw, options.device, options.devices)
+    to_go_on = f"finished pictures stay; to go on: python sample.py {shlex.join(args)}"
+    _processes().do_on_devices(work, draw, options.device, options.devices, to_go_on)
 
 
 def _draw(
     samples: Sequence[Sample],
     pipeline: TextToImage,
     options: argparse.Namespace,
-    tick: Callable[[], None] = lambda: None,
     silent: bool = False,
 ) -> None:
-    """Writes each picture as soon as it is drawn; calls `tick` after each code."""
+    """Writes each picture as soon as it is drawn."""
     if not samples:
         return
     if options.compile and not silent:
         print("the step that draws a code is being compiled, which takes a minute or two", flush=True)
 
     def progress(done: int, _: int) -> None:
-        tick()
         bar.update(done - bar.n)
 
     total = len(samples) * pipeline.prior.config.image_len

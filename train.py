@@ -34,7 +34,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 import cli
-from callbacks.process_watch import watch_first_process
 from callbacks.run_config import RunConfig
 from callbacks.tokenizer_record import ImageTokenizerRecord
 from config_files import dropped_options, with_config_files
@@ -42,6 +41,7 @@ from data.datamodule import PriorData, TokenizerData
 from data.text import TextTokenizer
 from grids import captioned_grid, reconstruction_grid
 from pipeline import TextToImage, fingerprint, to_pil_images
+from process_watch import watch_first_process
 from resume_command import resume_command
 from run_cli import RunCLI
 from transformer.sampling import SamplingConfig
@@ -210,19 +210,18 @@ def be_quiet() -> None:
     logging.basicConfig(level=level, format="%(message)s")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It says which process has ended, if that is before ProcessWatch looks.
-    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
 
 
 def main() -> None:
-    watch_first_process()
     be_quiet()
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if len(sys.argv) > 1 else 2)
-    train(sys.argv[1], sys.argv[2:])
+    kind, args = sys.argv[1], sys.argv[2:]
+    watch_first_process(f"To go on from the last checkpoint: {resume_command(kind, args)}")
+    train(kind, args)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Several devices, here processes on the CPU, draw what one does."""
 
-import os
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
-import torch
 
 import device_processes
 import sample
@@ -63,34 +61,6 @@ def test_two_devices_go_on_where_one_was_stopped(shared_bundle, tmp_path):
 
 def test_nothing_is_started_where_nothing_is_missing(monkeypatch):
     monkeypatch.setattr(device_processes.pl, "Trainer", None)
-    device_processes.do_on_devices(Samples([]), lambda *_: None, "cpu", 2)
+    device_processes.do_on_devices(Samples([]), lambda *_: None, "cpu", 2, "")
     with pytest.raises(TypeError):
-        device_processes.do_on_devices(Samples(samples_of([1])), lambda *_: None, "cpu", 2)
-
-
-@pytest.fixture
-def doing(monkeypatch):
-    """What a process does that another one has started."""
-    module = device_processes._Doing(None, lambda *_: None)
-    monkeypatch.setattr(device_processes._Doing, "trainer", type("Trainer", (), {"is_global_zero": False}))
-    return module
-
-
-def test_a_process_ends_when_the_first_one_has_been_killed(doing, monkeypatch):
-    doing.stop_if_orphaned()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    with pytest.raises(SystemExit):
-        doing.stop_if_orphaned()
-    doing.trainer.is_global_zero = True  # who has started that one does not matter
-    doing.stop_if_orphaned()
-
-
-def test_it_ends_while_it_waits_too(doing, monkeypatch):
-    class Never:
-        def is_completed(self) -> bool:
-            monkeypatch.setattr(os, "getppid", lambda: 1)
-            return False
-
-    monkeypatch.setattr(torch.distributed, "barrier", lambda async_op: Never())
-    with pytest.raises(SystemExit):
-        doing.wait_for_the_others()
+        device_processes.do_on_devices(Samples(samples_of([1])), lambda *_: None, "cpu", 2, "")

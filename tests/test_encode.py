@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -246,31 +247,49 @@ def test_a_picture_that_has_gone_since_it_was_scanned_is_named(tmp_path, model, 
     assert not (tmp_path / "codes" / "manifest.json").exists()
 
 
-def test_two_devices_are_ended_and_gone_on_with_by_one(tmp_path, model, monkeypatch, capsys):
+def test_two_devices_are_ended_and_gone_on_with(tmp_path, model, monkeypatch, capsys):
+    """The second one by kill -9, then both as a machine that is taken away does it; one device makes the rest."""
+
     def args(out: str) -> list[str]:
         settings = ["--drawings.count", "400", "--rows_per_shard", "16", "--workers", "0", "--crops", "2"]
         return ["--tokenizer", str(model), *settings, "--out", str(tmp_path / out)]
 
+    def ended(end: Callable[[int], object], after: str) -> tuple[int, str, str]:
+        """Exit code and what was said, until both processes had ended."""
+        with subprocess.Popen(
+            [sys.executable, ROOT / "encode.py", *args("two"), "--devices", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        ) as process:
+            while process.poll() is None and not (two / after).exists():
+                time.sleep(0.01)
+            end(process.pid)
+            said, errors = process.communicate()
+        return process.returncode, said, errors
+
     encode.encode(args("one"))
     two = tmp_path / "two"
-    with subprocess.Popen(
-        [sys.executable, ROOT / "encode.py", *args("two"), "--devices", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    ) as process:
-        while process.poll() is None and not (two / "000001.safetensors").exists():  # the second device's first
-            time.sleep(0.01)
-        process.terminate()
-        said, errors = process.communicate()  # until the other process has ended, too
-    assert (process.returncode, errors) == (0, "")
-    assert f"--out {two} --devices 2\n" in said
+    code, said, errors = ended(kill_started, "000001.safetensors")  # the second device's first
+    assert (code, said) == (1, "") and errors.count("\n") == 1
+    command = f"finished shards stay; to go on: python encode.py {shlex.join(args('two'))} --devices 2\n"
+    assert re.match(r"error: the process of device 1 \(\d+\) was ended by SIGKILL, as where memory", errors)
+    assert errors.endswith(command)
     made = {path.name: path.stat().st_mtime_ns for path in two.glob("*.safetensors")}
     assert 1 <= len(made) < 25
+    missing = [f"{i:06d}.safetensors" for i in range(25) if f"{i:06d}.safetensors" not in made]
+    code, said, errors = ended(lambda first: os.kill(first, signal.SIGTERM), missing[0])
+    assert (code, errors) == (0, "") and said.endswith(command)
+    assert len(list(two.glob("*.safetensors"))) > len(made)
     encode.encode(args("two"))
     assert files_of(two) == files_of(tmp_path / "one")
     assert {name: (two / name).stat().st_mtime_ns for name in made} == made
+
+
+def kill_started(first: int) -> None:
+    (started,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    os.kill(int(started), signal.SIGKILL)
 
 
 def test_verifying(tmp_path, model, monkeypatch, capsys):

@@ -32,6 +32,7 @@ HELPERS = (
     "sample_files",
     "sample_options",
     "device_processes",
+    "process_watch",
     "ranking",
     "streaming",
     "start_signals",
@@ -72,12 +73,13 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "sample_files": ("grids", "whole_files", "transformer.sampling", "transformer.serving"),
     "sample_options": ("cli", "pipeline", "sample_files", "transformer.sampling", "transformer.serving"),
     "ranking": ("whole_files", "clip_scores", "sample_files", "transformer.likelihood"),
-    "device_processes": (),
+    "device_processes": ("process_watch",),
+    "process_watch": (),
     "start_signals": (),
     "cli": ("start_signals",),
     "config_files": ("vqvae",),
     "locks": (),
-    "callbacks": ("grids", "whole_files", "checkpoint_folder", "guard", "resume_command", "memory"),
+    "callbacks": ("grids", "whole_files", "checkpoint_folder", "guard", "memory"),
     "checkpoint_files": ("model_files",),
     "checkpoint_folder": ("checkpoint_files", "whole_files"),
     "resume_command": (),
@@ -153,7 +155,7 @@ def _wrong_rooms(imports: list[Import]) -> list[str]:
 
 
 def _lightning_elsewhere(imports: list[Import]) -> list[str]:
-    may = {*SCRIPTS, "demo", "callbacks", "run_cli", "averaging", "sharding", "device_processes"}
+    may = {*SCRIPTS, "demo", "callbacks", "run_cli", "averaging", "sharding", "device_processes", "process_watch"}
     return [
         f"{importer} imports {name}"
         for importer, name, _ in imports

@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from callbacks import process_watch
-from callbacks.process_watch import ProcessWatch, watch_first_process
+import process_watch
+from process_watch import processes_watched, watch_first_process
 from tests.runs import MARKS, ROOT, arguments, checkpoint_of, fit
 
 pytestmark = MARKS
@@ -59,11 +62,57 @@ def test_one_process_is_killed(kind, strategy, killed, unseen, said, tmp_path, e
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_an_error_in_a_process_that_a_cluster_has_started_stays_one(monkeypatch):
+@pytest.fixture
+def ends(monkeypatch) -> Iterator[Queue]:
+    """What was said in the place of ending this process."""
+    monkeypatch.setenv(process_watch.STARTED_BY, "")
+    said = Queue()
+    monkeypatch.setattr(process_watch, "_end", said.put)
+    yield said
+    process_watch._over.set()
+
+
+@pytest.fixture
+def trainer() -> SimpleNamespace:
+    """Of the first process, which has started one that ends by an error."""
+    ended = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[ended]), setup_environment=lambda: None)
+    return SimpleNamespace(world_size=2, strategy=strategy)
+
+
+def test_an_error_in_a_process_that_a_cluster_has_started_stays_one(monkeypatch, ends, trainer):
     """srun and mpirun set no LOCAL_RANK, so that each process begins as a first one does, whatever its device."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv(process_watch.STARTED_BY, "")
-    monkeypatch.setattr(process_watch, "_end", lambda message: pytest.fail(message))
-    watch_first_process()
-    trainer = SimpleNamespace(world_size=2, local_rank=1)
-    ProcessWatch().on_exception(trainer, None, torch.OutOfMemoryError("out of memory"))
+    watch_first_process("")
+    trainer.strategy.launcher.procs.clear()
+    with pytest.raises(torch.OutOfMemoryError), processes_watched(trainer):
+        trainer.strategy.setup_environment()
+        raise torch.OutOfMemoryError("out of memory")
+    assert ends.empty()
+
+
+def test_a_process_that_ends_before_all_have_met_is_seen(monkeypatch, ends, trainer):
+    """Then the first one waits for it, and Lightning's own watch would kill it."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    watch_first_process("to go on: ...", patience=0)
+    of_lightning, met = trainer.strategy.launcher.procs, Event()
+    trainer.strategy.setup_environment = met.wait
+    monkeypatch.setattr(process_watch, "_end", lambda message: (ends.put(message), met.set()))
+    with processes_watched(trainer):
+        trainer.strategy.setup_environment()
+    assert "device 1 (" in (said := ends.get(timeout=20)) and said.endswith(") ended with exit code 3")
+    assert of_lightning == [] and len(trainer.strategy.launcher.procs) == 1, "whom Lightning ends at Ctrl-C"
+
+
+@pytest.mark.parametrize(("device", "says"), [("1", True), ("2", False)])
+def test_further_processes_end_when_the_first_one_has_and_one_says_so(monkeypatch, ends, device, says):
+    monkeypatch.setenv("LOCAL_RANK", device)
+    monkeypatch.setenv(process_watch.STARTED_BY, f"{os.getppid()}")
+    process_watch._over.clear()
+    watch_first_process("", patience=0)
+    with pytest.raises(Empty):
+        ends.get(timeout=3 * process_watch.EVERY)
+    first = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    said = ends.get(timeout=20)
+    assert said == (f"the process of device 0 ({first}) has ended" if says else None)
