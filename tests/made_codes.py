@@ -1,5 +1,6 @@
 """Folders of codes that no tokenizer has made."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from data.code_shards import Row
 from data.codes import CodesSource
 from data.codes_writer import write_codes
 
+GRID = (3, 4)
+FIRST, SECOND = "000000.safetensors", "000001.safetensors"
 
-def codes_of(count: int, grid: tuple[int, int] = (3, 4), codebook_size: int = 65_536) -> torch.Tensor:
+
+def codes_of(count: int, grid: tuple[int, int] = GRID, codebook_size: int = 65_536) -> torch.Tensor:
     return torch.randint(codebook_size, (count, *grid), generator=torch.Generator().manual_seed(count))
 
 
@@ -32,3 +36,19 @@ def write(
     keys, splits = keys or [str(i) for i in range(count)], splits or [None] * count
     rows = [Row(key, tuple(texts), split) for key, texts, split in zip(keys, captions, splits, strict=True)]
     return write_codes(folder, recipe, rows, codes)
+
+
+def written(folder: Path, count: int = 5, **settings) -> Path:
+    """Pictures v, w, ... in shards of two."""
+    captions = [(f"a {key}", "zwei Wörter\n") for key in "vwxyz"[:count]]
+    write(folder, codes_of(count), captions, list("vwxyz"[:count]), **{"rows_per_shard": 2} | settings)
+    return folder
+
+
+def flip(path: Path, name: str, bit: int = 1) -> None:
+    """One bit of a tensor in a shard, where its content begins."""
+    content = bytearray(path.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    begin, _ = json.loads(content[8 : 8 + length])[name]["data_offsets"]
+    content[8 + length + begin] ^= bit
+    path.write_bytes(content)
