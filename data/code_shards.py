@@ -8,13 +8,16 @@ A shard is a safetensors file, so that any tool can look into it. Of N pictures 
     firsts   (N + 1,)     uint64: the strings of picture n are firsts[n] .. firsts[n + 1] - 1
     hashes   (N,)         uint64: `data.split.key_hash` of each key
     splits   (N,)         uint8: place in `data.split.SPLITS`, or UNSAID
+    sums     (N, K + 1)   uint32: CRC-32 of each crop's codes, and of the picture's strings, bounds and firsts
 
-and in its header what made it and a digest of all this. Nothing is read into Python objects but what is asked for, so a
-set of millions opens at once.
+and in its header what made it and digests. Nothing is read into Python objects but what is asked for, so a set of
+millions opens at once; and whatever is read is checked: hashes, splits and the header at the opening, codes and strings
+by their sums each time, which takes two microseconds. Shards of version 1 had no sums, and are read without this.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +32,12 @@ from data.text import is_visible
 
 CODE = np.dtype("<u2")
 MAX_CODEBOOK_SIZE = 2**16  # what uint16 holds
+VERSION = 2
 _DTYPES = {"codes": CODE, "strings": "<u1", "bounds": "<u8", "firsts": "<u8", "hashes": "<u8", "splits": "<u1"}
+_DTYPES_OF = {1: _DTYPES, VERSION: _DTYPES | {"sums": "<u4"}}
+_AXES = {"codes": 4, "sums": 2}  # the others have one
+_TABLES = ("hashes", "splits")  # which are read whole when a set is opened
+_REMEDY = "Remove the file: the encode.py command that made the folder then makes this one anew"
 _HEADER = "shard"  # one entry of safetensors' metadata: of several, the order in the file would be by chance
 
 
@@ -49,12 +57,16 @@ class Header(NamedTuple):
         number: its place in the set.
         bare: keys of pictures without a caption, or with one of which nothing is seen: how many, and the first.
         digest: of all it holds, this header included.
+        version: of the form of the file.
+        tables: digest of hashes, splits and this header; none in version 1.
     """
 
     recipe: str
     number: int
     bare: tuple[int, str | None]
     digest: str
+    version: int = 1
+    tables: str | None = None
 
 
 def pack(recipe: str, number: int, rows: Sequence[Row], codes: np.ndarray) -> bytes:
@@ -81,8 +93,22 @@ def pack(recipe: str, number: int, rows: Sequence[Row], codes: np.ndarray) -> by
     arrays = {name: np.ascontiguousarray(array, _DTYPES[name]) for name, array in arrays.items()}
     bare = [row.key for row in rows if not row.captions or not all(map(is_visible, row.captions))]
     said = {"recipe": recipe, "number": number, "bare": (len(bare), bare[0] if bare else None)}
-    header = Header(**said, digest=_digest(said, arrays))
-    return save(arrays, {_HEADER: json.dumps(header._asdict())})
+    return sealed(said | {"version": VERSION}, arrays | {"sums": sums_of(arrays)})
+
+
+def sums_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The sums (N, K + 1) of a shard's other arrays."""
+    texts = _Texts(arrays)
+    crops = [[zlib.crc32(crop) for crop in picture] for picture in arrays["codes"]]
+    sums = [[*of, texts.sum(row)] for row, of in enumerate(crops)]
+    return np.array(sums, np.uint32).reshape(len(crops), -1)
+
+
+def sealed(said: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The file of these arrays, with what it says of itself and the digests."""
+    said = dict(said) | {"tables": _digest(said, {name: arrays[name] for name in _TABLES})}
+    said |= {"digest": _digest(said, arrays)}
+    return save(dict(arrays), {_HEADER: json.dumps(said)})
 
 
 def _place(row: Row) -> int:
@@ -104,8 +130,8 @@ def _digest(said: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 class CodeShard:
     """Reads a shard. What is mapped here stays on the disk until it is asked for.
 
-    Raises ValueError naming the file where it is missing, cut short, or its header or the shapes of what it holds are
-    wrong. Damage inside is found by `verify`.
+    Raises ValueError naming the file where it is missing, cut short, or its header, hashes, splits or the shapes of
+    what it holds are wrong. Other damage is found where it is read, and by `verify`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,31 +140,44 @@ class CodeShard:
         self.path = path
         try:
             with safe_open(path, "pt") as file:  # its tensors are views of a memory map; as "np" they would be copies
-                said = json.loads(file.metadata()[_HEADER])
+                self._said = json.loads(file.metadata()[_HEADER])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            self.header = Header(**said | {"bare": tuple(said["bare"])})
+            self.header = Header(**self._said | {"bare": tuple(self._said["bare"])})
+            if self.header.version not in _DTYPES_OF:
+                raise ValueError(
+                    f"it is of version {self.header.version}, expected {' or '.join(map(str, _DTYPES_OF))}"
+                )
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is damaged or no shard of codes: {error}") from error
-        self._arrays = _checked(tensors, path)
+        self._arrays = _checked(tensors, self.header.version, path)
         self.codes = self._arrays["codes"]
         self.hashes, self.splits = self._arrays["hashes"], self._arrays["splits"]
-        # Indexing a memoryview gives an int in a third of the time that numpy takes.
-        self._strings, self._bounds, self._firsts = (
-            memoryview(self._arrays[name]) for name in ("strings", "bounds", "firsts")
-        )
+        self._sums = memoryview(self._arrays["sums"]) if "sums" in self._arrays else None
+        self._texts = _Texts(self._arrays)
+        self._last: tuple[int, tuple[str, ...]] = (-1, ())  # a picture and its strings: its key is asked for first
+        if self._sums is not None:
+            tables = {name: self._arrays[name] for name in _TABLES}
+            self._compare("hashes and splits", "tables", _digest(self._without("tables", "digest"), tables))
 
     def __len__(self) -> int:
         return len(self.codes)
 
     @property
     def captions_in_all(self) -> int:
-        return len(self._bounds) - 1 - len(self)
+        return len(self._arrays["bounds"]) - 1 - len(self)
 
     def key(self, row: int) -> str:
-        return self._string(self._firsts[row])
+        return self._strings(row)[0]
 
     def captions(self, row: int) -> tuple[str, ...]:
-        return tuple(map(self._string, range(self._firsts[row] + 1, self._firsts[row + 1])))
+        return self._strings(row)[1:]
+
+    def crop(self, row: int, crop: int) -> np.ndarray:
+        """Codes of one crop of one picture, (h, w) of dtype CODE. Raises ValueError where they are damaged."""
+        codes = self.codes[row, crop]
+        if self._sums is not None and zlib.crc32(codes) != self._sums[row, crop]:
+            raise ValueError(f"{self.path} is damaged at picture {row}: the checksum of its codes is wrong. {_REMEDY}")
+        return codes
 
     def split(self, row: int) -> str | None:
         place = self.splits[row]
@@ -146,26 +185,67 @@ class CodeShard:
             raise ValueError(f"{self.path} is damaged: the split of picture {row} is {place}, of {len(SPLITS)}")
         return None if place == UNSAID else SPLITS[place]
 
-    def _string(self, number: int) -> str:
+    def _strings(self, row: int) -> tuple[str, ...]:
+        """The picture's key and its captions. Raises ValueError where they are not what was written."""
+        last, strings = self._last
+        if row == last:
+            return strings
         try:
-            start, end = self._bounds[number], self._bounds[number + 1]
-            if not start <= end <= len(self._strings):
-                raise IndexError(f"it runs from {start} to {end} of {len(self._strings)} bytes")
-            return bytes(self._strings[start:end]).decode("utf-8", "surrogatepass")
-        except (UnicodeDecodeError, IndexError) as error:
-            raise ValueError(f"{self.path} is damaged at string {number}: {error}") from error
+            if self._sums is not None and self._texts.sum(row) != self._sums[row, -1]:
+                raise ValueError("the checksum of its key and captions is wrong")
+            strings = self._texts.of(row)
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{self.path} is damaged at picture {row}: {error}. {_REMEDY}") from error
+        self._last = row, strings
+        return strings
 
     def verify(self) -> None:
         """Reads all of it. Raises ValueError where it is not what was written."""
-        said = {name: value for name, value in self.header._asdict().items() if name != "digest"}
-        found = _digest(said, self._arrays)
-        if found != self.header.digest:
-            raise ValueError(f"{self.path} is damaged: its checksum is {found}, expected {self.header.digest}")
+        self._compare("content", "digest", _digest(self._without("digest"), self._arrays))
+
+    def _without(self, *digests: str) -> dict[str, Any]:
+        return {name: value for name, value in self._said.items() if name not in digests}
+
+    def _compare(self, what: str, name: str, found: str) -> None:
+        if found != self._said[name]:
+            raise ValueError(
+                f"{self.path} is damaged: the checksum of its {what} is {found}, expected {self._said[name]}"
+            )
 
 
-def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]:
+class _Texts:
+    """The strings of a shard's pictures, whatever its bounds say of them."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        # Indexing a memoryview gives an int in a third of the time that numpy takes.
+        self._strings, self._bounds, self._firsts = (
+            memoryview(arrays[name]) for name in ("strings", "bounds", "firsts")
+        )
+
+    def sum(self, row: int) -> int:
+        """CRC-32 of all that decides the strings of a picture."""
+        firsts = self._firsts[row : row + 2]
+        bounds = self._bounds[firsts[0] : firsts[1] + 1]
+        begun = zlib.crc32(bounds, zlib.crc32(firsts))
+        return zlib.crc32(self._strings[bounds[0] : bounds[-1]], begun) if len(bounds) else begun
+
+    def of(self, row: int) -> tuple[str, ...]:
+        """Raises ValueError or IndexError where they are none."""
+        strings = tuple(map(self._string, range(self._firsts[row], self._firsts[row + 1])))
+        if not strings:
+            raise ValueError("it has no key")
+        return strings
+
+    def _string(self, number: int) -> str:
+        start, end = self._bounds[number], self._bounds[number + 1]
+        if not start <= end <= len(self._strings):
+            raise IndexError(f"a string runs from {start} to {end} of {len(self._strings)} bytes")
+        return bytes(self._strings[start:end]).decode("utf-8", "surrogatepass")
+
+
+def _checked(tensors: Mapping[str, Tensor], version: int, path: Path) -> dict[str, np.ndarray]:
     """The tensors as arrays that cannot be written to."""
-    problem = next(_problems(tensors), None)
+    problem = next(_problems(tensors, _DTYPES_OF[version]), None)
     if problem is not None:
         raise ValueError(f"{path} is damaged or no shard of codes: {problem}")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -174,12 +254,12 @@ def _checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, np.ndarray]
     return arrays
 
 
-def _problems(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    if tensors.keys() != _DTYPES.keys():
-        yield f"it holds {', '.join(sorted(tensors))}, expected {', '.join(sorted(_DTYPES))}"
+def _problems(tensors: Mapping[str, Tensor], dtypes: Mapping[str, Any]) -> Iterator[str]:
+    if tensors.keys() != dtypes.keys():
+        yield f"it holds {', '.join(sorted(tensors))}, expected {', '.join(sorted(dtypes))}"
         return
     for name, tensor in tensors.items():
-        dtype, axes = np.dtype(_DTYPES[name]), 4 if name == "codes" else 1
+        dtype, axes = np.dtype(dtypes[name]), _AXES.get(name, 1)
         if str(tensor.dtype) != f"torch.{dtype.name}" or tensor.ndim != axes:
             yield f"{name} is {tensor.dtype} of {tensor.ndim} axes, expected {dtype.name} of {axes}"
             return
@@ -187,6 +267,9 @@ def _problems(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     for name, length in (("firsts", rows + 1), ("hashes", rows), ("splits", rows)):
         if len(tensors[name]) != length:
             yield f"{name} has {len(tensors[name])} entries for {rows} pictures, expected {length}"
+    expected = (rows, tensors["codes"].shape[1] + 1)
+    if "sums" in tensors and tensors["sums"].shape != expected:
+        yield f"sums is of shape {tuple(tensors['sums'].shape)}, expected {expected}"
     if len(tensors["bounds"]) == 0 or tensors["bounds"][-1].item() != len(tensors["strings"]):
         yield "its strings have another length than its bounds say"
     elif tensors["firsts"][-1].item() != len(tensors["bounds"]) - 1:

@@ -3,13 +3,15 @@
 A folder holds shards (data/code_shards.py) and `manifest.json` (data/code_manifest.py), which is written last: without
 it, the folder is half-made and is not read. What is checked when:
 
-    at each opening    the manifest, every shard's size, header and shapes, and that it is the one the manifest names
-    when it is read    that a code is one of the tokenizer's, that a caption is text
+    at each opening    the manifest; every shard's size, header and shapes, that it is the one the manifest names, and
+                       by a checksum its splits and the hashes of its keys
+    when it is read    a picture's codes, key and captions, by their checksums; that a code is one of the tokenizer's
     by `verify`        every byte, by the checksums (`python encode.py --verify FOLDER`); also when encoding ends
 
 A shard must not be cut short while it is read: the system ends a process that reaches behind the end of a mapped file.
 """
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -20,8 +22,10 @@ import torch
 from torch import Tensor
 
 from data.code_manifest import MANIFEST, RECIPE, Manifest, ShardEntry, read_manifest
-from data.code_shards import CodeShard
+from data.code_shards import VERSION, CodeShard
 from data.split import SplitTable
+
+log = logging.getLogger(__name__)
 
 
 class CodesSource:
@@ -38,6 +42,15 @@ class CodesSource:
         self.grid_size, self.crops = recipe.grid_size, recipe.crops
         self._shards = [open_shard(self.folder, self.manifest, entry) for entry in self.manifest.shards]
         self._starts = [0, *accumulate(map(len, self._shards))][:-1]
+        old = sum(shard.header.version < VERSION for shard in self._shards)
+        if old:
+            log.warning(
+                "%s: %s of %s shards were written before each picture had a checksum: what damages them is found by "
+                "encode.py --verify alone",
+                self.folder,
+                f"{old:,}",
+                f"{len(self._shards):,}",
+            )
 
     def __reduce__(self) -> tuple:
         # A worker that is not forked maps the files instead of being sent their content.
@@ -70,9 +83,12 @@ class CodesSource:
         yield from (entry.digest for entry in self.manifest.shards)
 
     def codes(self, index: int, crop: int = 0) -> Tensor:
-        """Codes of one crop of one picture, (h, w) int64. Raises ValueError for a code that the tokenizer has not."""
+        """Codes of one crop of one picture, (h, w) int64.
+
+        Raises ValueError naming shard and picture where they are damaged, and for a code that the tokenizer has not.
+        """
         shard, row = self._at(index)
-        codes = shard.codes[row, crop].astype(np.int64)
+        codes = shard.crop(row, crop).astype(np.int64)
         if codes.max() >= self.codebook_size:
             raise ValueError(
                 f"{shard.path}: the code {codes.max()} of {shard.key(row)!r}, expected 0 to {self.codebook_size - 1}"

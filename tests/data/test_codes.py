@@ -233,7 +233,7 @@ def test_finishing_refuses_a_shard_that_is_missing_of_another_set_or_damaged(tmp
         writer.finish()
     writer.write(1, rows[2:], torch.zeros(1, 1, 1, 2))
     flip(writer.folder / FIRST, "codes")
-    with pytest.raises(ValueError, match=f"{FIRST} is damaged: its checksum is .*. Remove it and go on"):
+    with pytest.raises(ValueError, match=f"{FIRST} is damaged: the checksum of its content is .*. Remove it and go on"):
         writer.finish()
     assert not (writer.folder / MANIFEST).exists()
 

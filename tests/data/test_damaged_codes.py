@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from data.code_manifest import MANIFEST
-from data.code_shards import CodeShard
+from data.code_shards import CodeShard, _digest
 from data.codes import CodesSource, verify
 from tests.made_codes import FIRST, SECOND, codes_of, flip, write, written
 
@@ -65,6 +67,8 @@ AT_OPENING = [
     (lambda folder: as_long_as(folder / FIRST, b"\xff" * 99), f"{FIRST} is damaged or no shard"),
     (lambda folder: change(folder / FIRST, b'"codes"', b'"kodes"'), f"{FIRST} is damaged or no shard.*it holds"),
     (lambda folder: change(folder / FIRST, b'{"shard":', b'{"shart":'), f"{FIRST} is damaged or no shard"),
+    (lambda folder: change(folder / FIRST, b'n\\": 2', b'n\\": 3'), f"{FIRST} .* is of version 3, expected 1 or 2"),
+    (lambda folder: flip(folder / FIRST, "splits"), f"{FIRST} is damaged: the checksum of its hashes and splits is"),
     (lambda folder: change(folder / FIRST, b'\\"digest\\"', b'\\"digesT\\"'), f"{FIRST} is damaged or no shard"),
     (lambda folder: (folder / FIRST).write_bytes((folder / SECOND).read_bytes()), f"{FIRST} has the checksum"),
 ]
@@ -89,6 +93,7 @@ def test_damage_found_at_opening_is_named(tmp_path, spoil, message):
         ({"firsts": np.zeros(2, np.uint64)}, "firsts has 2 entries for 2 pictures, expected 3"),
         ({"firsts": np.array([0, 3, 99], np.uint64)}, "its pictures have another number of strings"),
         ({"bounds": np.array([0, 99], np.uint64)}, "its strings have another length than its bounds say"),
+        ({"sums": np.zeros((2, 3), np.uint32)}, r"sums is of shape \(2, 3\), expected \(2, 2\)"),
         ({"extra": np.zeros(1)}, "it holds bounds, codes, extra, "),
     ],
 )
@@ -99,20 +104,64 @@ def test_tensors_that_do_not_fit_each_other(tmp_path, tensors, said):
         CodeShard(path)
 
 
-@pytest.mark.parametrize("name", ["codes", "strings", "bounds", "firsts", "hashes", "splits"])
+@pytest.mark.parametrize("name", ["codes", "strings", "bounds", "firsts", "sums", "hashes", "splits"])
 def test_a_flipped_bit_is_found_by_verifying(tmp_path, name):
     folder = written(tmp_path / "codes")
     assert verify(folder).recipe.count == 5
     flip(folder / SECOND, name)
-    with pytest.raises(ValueError, match=f"1 of 3 shards: .*{SECOND} is damaged: its checksum is"):
+    what = "hashes and splits" if name in ("hashes", "splits") else "content"
+    with pytest.raises(ValueError, match=f"1 of 3 shards: .*{SECOND} is damaged: the checksum of its {what} is"):
         verify(folder)
 
 
-def test_a_flipped_bit_of_the_header_is_found(tmp_path):
+def test_a_flipped_bit_of_the_header_is_found_at_opening(tmp_path):
     folder = written(tmp_path / "codes")
     change(folder / FIRST, b'\\"bare\\": [0', b'\\"bare\\": [2')
-    with pytest.raises(ValueError, match=f"{FIRST} is damaged: its checksum is"):
-        verify(folder)
+    with pytest.raises(ValueError, match=f"{FIRST} is damaged: the checksum of its hashes and splits is"):
+        CodesSource(folder)
+
+
+def test_a_flipped_bit_anywhere_is_found_where_it_is_read(tmp_path):
+    """In each byte of a shard (of its header, each eighth): at opening, or by its picture; the other one is read."""
+    folder = tmp_path / "codes"
+    write(folder, codes_of(8).reshape(4, 2, 3, 4), [("one", "zwei"), ("drei",)] * 2, list("wxyz"), rows_per_shard=2)
+    sound = (folder / FIRST).read_bytes()
+    expected, found = [sample(CodesSource(folder), row) for row in range(4)], {}
+    length = 8 + int.from_bytes(sound[:8], "little")
+    for place in [*range(0, length, 8), *range(length, len(sound))]:
+        damaged = bytearray(sound)
+        damaged[place] ^= 1 << place % 8
+        (folder / FIRST).write_bytes(damaged)
+        found[place] = what_is_refused(folder, expected)
+    assert set(found.values()) == {"opening", "picture 0", "picture 1", "pictures 0 and 1"}
+    assert {found[place] for place in range(0, length, 8)} == {"opening"}
+    begin, end = (length + each for each in json.loads(sound[8:length])["codes"]["data_offsets"])
+    of_codes = [found[place] for place in range(begin, end)]
+    assert of_codes == ["picture 0"] * 48 + ["picture 1"] * 48
+
+
+def sample(source: CodesSource, row: int) -> tuple:
+    codes = [source.codes(row, crop).tolist() for crop in range(source.crops)]
+    return source.key(row), source.captions(row), source.split(row), codes
+
+
+def what_is_refused(folder: Path, expected: list[tuple]) -> str:
+    """Where the damage of the first of two shards of two is found; what is read must be as expected."""
+    try:
+        source = CodesSource(folder)
+    except ValueError as error:
+        assert FIRST in str(error)
+        return "opening"
+    refused = []
+    for row in range(4):
+        try:
+            assert sample(source, row) == expected[row]
+        except ValueError as error:
+            said = f"{FIRST} is damaged at picture {row}: the checksum of its [a-z ]* is wrong. Remove the file"
+            assert re.search(said, str(error))
+            refused.append(str(row))
+    assert refused, "damage has been read"
+    return f"picture{'s' * (len(refused) > 1)} {' and '.join(refused)}"
 
 
 def test_verifying_names_all_that_is_wrong(tmp_path):
@@ -127,7 +176,7 @@ def test_damaged_strings_are_named_where_they_are_read(tmp_path):
     folder = written(tmp_path / "codes")
     source = CodesSource(folder)
     change(folder / FIRST, "ö".encode(), b"\xff\xff")
-    with pytest.raises(ValueError, match=rf"{FIRST} is damaged at string 2"):
+    with pytest.raises(ValueError, match=rf"{FIRST} is damaged at picture 0: the checksum of its key and captions"):
         CodesSource(folder).captions(0)
     assert source.key(2) == "x"
 
@@ -143,3 +192,37 @@ def test_a_code_that_the_tokenizer_has_not_is_named(tmp_path):
     for read in (lambda: source.codes(3), lambda: verify(folder)):
         with pytest.raises(ValueError, match=rf"{SECOND}: the code 9 of 'y', expected 0 to 8"):
             read()
+
+
+def test_shards_without_sums_are_read_and_it_is_said(tmp_path, caplog):
+    """Of version 1, which had none. What is no text is found all the same; of codes, what the tokenizer has not."""
+    folder = written(tmp_path / "codes")
+    expected = [sample(CodesSource(folder), row) for row in range(5)]
+    assert not caplog.text
+    for name in (FIRST, SECOND):
+        as_version_1(folder, name)
+    source = CodesSource(folder)
+    assert "2 of 3 shards were written before each picture had a checksum" in caplog.text
+    assert [sample(source, row) for row in range(5)] == expected
+    assert verify(folder).recipe.count == 5
+    change(folder / FIRST, "ö".encode(), b"\xff\xff")
+    with pytest.raises(ValueError, match=f"{FIRST} is damaged at picture 0: .*utf-8"):
+        CodesSource(folder).captions(0)
+    with pytest.raises(ValueError, match=f"{FIRST} is damaged: the checksum of its content"):
+        verify(folder)
+
+
+def as_version_1(folder: Path, name: str) -> None:
+    """Writes a shard anew as it was before there were sums; the manifest goes with it."""
+    with safe_open(folder / name, "np") as file:
+        said = json.loads(file.metadata()["shard"])
+        arrays = {name: file.get_tensor(name) for name in file.offset_keys() if name != "sums"}
+    said = {key: said[key] for key in ("recipe", "number", "bare")}
+    said["digest"] = _digest(said, arrays)
+    content = save(arrays, {"shard": json.dumps(said)})
+    (folder / name).write_bytes(content)
+    entries = json.loads((folder / MANIFEST).read_text())["shards"]
+    for entry in entries:
+        if entry["name"] == name:
+            entry |= {"bytes": len(content), "digest": said["digest"]}
+    manifest_with(folder, shards=entries)
