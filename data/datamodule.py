@@ -306,18 +306,28 @@ class PriorData(CaptionedData):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data goes on, and which text tokenizer made the tokens."""
-        return super().state_dict() | {"text_tokenizer": self.text_tokenizer.fingerprint}
+        """Where the data goes on, and the text tokenizer that made the tokens, whole: before a run's end, a checkpoint
+        is the only place that has one trained on its captions."""
+        tokenizer = {
+            "text_tokenizer": self.text_tokenizer.fingerprint,
+            "text_tokenizer_json": self.text_tokenizer.to_json(),
+        }
+        return super().state_dict() | tokenizer
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As for all data; ValueError also where the captions have changed, and with them the tokens' meaning."""
+        """As for all data. Where the captions have changed since, the checkpoint's text tokenizer takes the place of
+        the one trained on them, so that tokens keep their meaning; ValueError where another was given."""
         state = dict(state_dict)
-        saved = state.pop("text_tokenizer")
-        if saved != self.text_tokenizer.fingerprint:
-            raise ValueError(
-                f"the checkpoint was trained with the text tokenizer {saved}, this run has "
-                f"{self.text_tokenizer.fingerprint}: give the former's tokenizer.json as text.tokenizer"
-            )
+        saved, content = state.pop("text_tokenizer"), state.pop("text_tokenizer_json", None)
+        now = self.text_tokenizer.fingerprint
+        if saved != now:
+            if content is None or self.text.tokenizer is not None:  # the first checkpoints did not have the content
+                raise ValueError(
+                    f"the checkpoint was trained with the text tokenizer {saved}, this run has {now}: give the "
+                    "former's tokenizer.json as text.tokenizer"
+                )
+            log.warning("other captions give another text tokenizer, %s: the checkpoint's goes on, %s", now, saved)
+            self.text_tokenizer = TextTokenizer.from_json(content)
         super().load_state_dict(state)
 
     def open_source(self) -> Keyed:

@@ -185,6 +185,11 @@ class TextTokenizer:
         """The content of `tokenizer.json`."""
         return self._library.to_str(pretty=True)
 
+    @classmethod
+    def from_json(cls, content: str) -> "TextTokenizer":
+        """The tokenizer of a `tokenizer.json`. Raises ValueError or an exception of the library where it is not ours."""
+        return cls(Tokenizer.from_str(content))
+
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`, the library's own format."""
         write_file(Path(path), self.to_json().encode())
@@ -197,7 +202,7 @@ class TextTokenizer:
         if not path.is_file():
             raise ValueError(f"text tokenizer {path} not found: expected a tokenizer.json")
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            return cls.from_json(path.read_text(encoding="utf-8"))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"text tokenizer {path} cannot be read: {error}") from error
 

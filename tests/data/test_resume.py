@@ -4,6 +4,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from data.datamodule import PriorData
+from data.text import TextTokenizer
 from tests.data.fakes import Fake, epochs_of, prior_data, same, tokenizer_data
 
 # 36 training samples in batches of 4: 9 batches an epoch.
@@ -171,17 +173,44 @@ def test_resuming_on_other_data_is_refused_in_the_middle_of_an_epoch(tmp_path):
     assert watch.trained == expected_keys(2)[9:]
 
 
-def test_resuming_with_another_text_tokenizer_is_refused():
+def after_an_epoch() -> tuple[PriorData, dict]:
     data = prior_data()
     data.setup()
+    list(data.train_dataloader())
+    return data, data.state_dict()
+
+
+def test_resuming_in_the_middle_goes_on_with_the_next_captions():
+    data, again = prior_data(), prior_data()
+    data.setup()
+    again.setup()
     iterator = iter(data.train_dataloader())
     next(iterator)
-    state = data.state_dict()
-    again = prior_data()
-    again.setup()
-    again.load_state_dict(state)
+    again.load_state_dict(data.state_dict())
     assert same(next(iter(again.train_dataloader())), next(iterator))
-    other = prior_data(Fake(44))
+
+
+def test_other_captions_are_tokenized_as_the_checkpoint_did(caplog):
+    data, state = after_an_epoch()
+    other = prior_data(Fake(44, word="zebra"), text={"bpe_dropout": 0})
     other.setup()
-    with pytest.raises(ValueError, match=r"text tokenizer \w{16}, this run has \w{16}"):
-        other.load_state_dict(state)
+    assert other.text_tokenizer.fingerprint != data.text_tokenizer.fingerprint, "captions decide"
+    other.load_state_dict(state)
+    assert f"the checkpoint's goes on, {data.text_tokenizer.fingerprint}" in caplog.text
+    assert other.text_tokenizer.to_json() == data.text_tokenizer.to_json()
+    for batch in (next(iter(other.train_dataloader())), next(iter(other.val_dataloader()))):
+        assert torch.equal(batch["text_tokens"], data.text_tokenizer.encode_batch(batch["captions"], 16).text_tokens)
+    assert other.state_dict()["text_tokenizer"] == state["text_tokenizer"]
+
+
+def test_a_text_tokenizer_that_was_given_is_not_overruled(tmp_path):
+    _, state = after_an_epoch()
+    TextTokenizer.train(["something else entirely"] * 3, 270).save(tmp_path / "tokenizer.json")
+    given, older = prior_data(text={"tokenizer": str(tmp_path)}), prior_data(Fake(44))
+    given.setup()
+    older.setup()
+    with pytest.raises(ValueError, match=r"text tokenizer \w{16}, this run has \w{16}: give the former's"):
+        given.load_state_dict(state)
+    del state["text_tokenizer_json"]
+    with pytest.raises(ValueError, match=r"text tokenizer \w{16}, this run has \w{16}: give the former's"):
+        older.load_state_dict(state)
