@@ -2,7 +2,7 @@
 
 A loss that is not finite makes its gradient so. Gradients are those of all devices, each of which then finds the same
 norm: not finite, the optimiser does nothing. Whether it does is for the device to decide, so that the host never waits
-for it: fused optimisers and `MuonAdamW` take the answer as a tensor, `found_inf`. Others have to be told by the host.
+for it: fused optimisers and `MuonAdamW` take the answer as a tensor, `found_inf`.
 
 An update that is left out counts like any other: data, schedules and random numbers go on as if nothing had happened.
 """
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-
-from muon import MuonAdamW
 
 
 class Check(NamedTuple):
@@ -56,6 +54,7 @@ class Guard:
         """Has the optimiser's next step do nothing where a gradient is not finite.
 
         Args:
+            optimizer: a MuonAdamW, or of PyTorch's with `fused=True`.
             parameters: all that the optimiser changes, with their names.
             largest: to which the gradients' norm is clipped; None or 0: no limit.
 
@@ -69,11 +68,7 @@ class Guard:
             found_inf = (~whole.isfinite()).float()
         if largest:
             nn.utils.clip_grads_with_norm_([parameter for _, parameter in known], largest, norm)
-        if isinstance(optimizer, MuonAdamW) or optimizer.defaults.get("fused"):
-            optimizer.found_inf = found_inf
-        elif found_inf.item():
-            for _, parameter in known:
-                parameter.grad = None
+        optimizer.found_inf = found_inf
         own = norms.to_local() if isinstance(norms, DTensor) else norms
         self.checks.append(Check(self._losses, [name for name, _ in known], own, found_inf))
         self._losses = []

@@ -26,9 +26,8 @@ def muon(model: nn.Module) -> MuonAdamW:
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
-    "AdamW, fused": lambda model: AdamW(model.parameters(), lr=0.1, fused=True),
-    "AdamW": lambda model: AdamW(model.parameters(), lr=0.1),
-    "Adam": lambda model: Adam(model.parameters(), lr=0.1),
+    "AdamW": lambda model: AdamW(model.parameters(), lr=0.1, fused=True),
+    "Adam": lambda model: Adam(model.parameters(), lr=0.1, fused=True),
     "Muon": muon,
     "Muon, float64": lambda model: muon(model.double()),
 }

@@ -58,7 +58,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "data": ("grids", "whole_files"),  # grids: the contact sheet of data/inspect.py
     "model_files": ("whole_files",),
     "muon": (),
-    "guard": ("muon",),
+    "guard": (),
     "vqvae": ("kernels.nearest", "whole_files", "model_files", "muon", "guard"),
     "transformer": ("kernels", "model_files", "muon", "guard"),
     "previews": ("transformer", "data"),

@@ -70,3 +70,21 @@ def test_what_the_plateau_has_halved_stays_halved(tmp_path, extra):
     fit("prior", run, *given, "--model.optim.lr=3e-3", "--trainer.max_steps=3", "--ckpt_path=last")
     groups, _ = training_state(run)
     assert [group["lr"] for group in groups] == pytest.approx([1.5e-3] * len(groups), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "discriminator"])
+def test_a_run_whose_optimisers_were_not_fused_goes_on(kind, tmp_path):
+    """As such a run's checkpoint says, until all of them became so."""
+    given = [*(ADVERSARIAL if kind == "discriminator" else []), "--trainer.precision=32-true", "--trainer.max_steps=3"]
+    run = fit("tokenizer", tmp_path / "run", *given, "--trainer.max_steps=2")
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for state in checkpoint["optimizer_states"]:
+        for group in state["param_groups"]:
+            assert group["fused"]
+            group["fused"] = None
+    torch.save(checkpoint, path)
+    fit("tokenizer", run, *given, "--ckpt_path=last")
+    whole = fit("tokenizer", tmp_path / "whole", *given)
+    for part in ("state_dict", "optimizer_states"):
+        assert_equal(checkpoint_of(run)[part], checkpoint_of(whole)[part])

@@ -1,5 +1,6 @@
 """The tokenizer's optimiser: its settings, and what it is made of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,10 @@ class TokenizerOptim:
 def make_optimizer(model: DiscreteVAE, config: TokenizerOptim) -> Optimizer:
     options: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
     if config.muon_lr is None:
-        return AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **options)
+        adamw = AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True, **options)
+        # Else fp16's GradScaler would leave the division by its scale to the step, before which the norm is judged.
+        adamw._step_supports_amp_scaling = False
+        return adamw
     # What borders on pixels or codes is an embedding or a head, which is not what Muon is for.
     ends = (model.encoder.output_conv, model.decoder.input_conv, model.decoder.output_conv)
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels != 3]
@@ -65,3 +69,10 @@ def make_optimizer(model: DiscreteVAE, config: TokenizerOptim) -> Optimizer:
     muon = {"params": kernels, "lr": config.muon_lr, "weight_decay": config.weight_decay}
     adamw = {"params": others, "lr": config.lr, "weight_decay": config.weight_decay}
     return MuonAdamW(muon, [adamw], **options)
+
+
+def as_fused(states: Iterable[dict[str, Any]]) -> None:
+    """Has optimisers that read these states step as fused ones: a checkpoint says how it was, maybe not so yet."""
+    for group in (group for state in states for group in state["param_groups"]):
+        if "fused" in group:  # of Adam and AdamW
+            group["fused"] = True

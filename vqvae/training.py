@@ -26,7 +26,7 @@ from vqvae.discriminator import adaptive_weight
 from vqvae.losses import RECONSTRUCTION_LOSSES
 from vqvae.lpips import SMALLEST_SIDE
 from vqvae.model import DiscreteVAE
-from vqvae.optim import TokenizerOptim, make_optimizer
+from vqvae.optim import TokenizerOptim, as_fused, make_optimizer
 from vqvae.seeding import seeded
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class TokenizerSystem(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.quantizer.anneal(checkpoint["global_step"])  # validation of a checkpoint never gets to a train batch
+        as_fused(checkpoint.get("optimizer_states", ()))
 
     def on_train_start(self) -> None:
         self._batch_ended = time.perf_counter()
@@ -262,5 +263,6 @@ class TokenizerSystem(pl.LightningModule):
         if self.adversary is None:
             return generator
         config = self.adversary.config
-        judges = torch.optim.Adam(self.adversary.discriminator.parameters(), lr=config.lr, betas=config.betas)
+        parameters = self.adversary.discriminator.parameters()
+        judges = torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, fused=True)
         return generator, {"optimizer": judges}

@@ -11,25 +11,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from callbacks.update_watch import UpdateWatch
 from kernels import limits
+from tests.no_reading import Watch
 from transformer.throughput import Throughput
 from transformer.training import OptimConfig, PriorSystem
 
-READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "_to_cpu"}
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=2, decay="cosine")
-
-
-class NoReading(TorchDispatchMode):
-    """Refuses what waits for a device: reading a number, results whose size depends on numbers."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.__name__.split(".")[0]
-        assert name not in READS, f"{func} waits for the device"
-        return func(*args, **(kwargs or {}))
 
 
 def system_of(config, monkeypatch) -> PriorSystem:
@@ -79,23 +69,6 @@ def test_the_forward_pass_as_on_a_gpu(make_config, monkeypatch, attend_pads):
             loss.item()
 
 
-class Watch(pl.Callback):
-    """Steps, from the transfer of the batch to the optimiser's, in which nothing may be read: all but the run's last
-    one, at whose end it is asked what is not known yet."""
-
-    def __init__(self) -> None:
-        self.mode, self.steps = NoReading(), 0
-
-    def on_train_batch_start(self, trainer, *args) -> None:
-        if trainer.global_step < trainer.max_steps - 1:
-            self.mode.__enter__()
-
-    def on_train_batch_end(self, trainer, *args) -> None:
-        if trainer.global_step < trainer.max_steps:
-            self.mode.__exit__(None, None, None)
-            self.steps += 1
-
-
 class Reading(PriorSystem):
     """Looks at its loss, as one might to skip what is not finite."""
 
@@ -124,7 +97,6 @@ def test_what_lightning_adds(make_config, tmp_path, system):
     if system is Reading:
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             trainer.fit(system(config, OPTIM), loader)
-        watch.mode.__exit__(None, None, None)
     else:
         trainer.fit(system(config, OPTIM), loader)
         assert watch.steps == 3 and len(guard.spikes.losses) == 4
