@@ -3,7 +3,7 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -12,21 +12,63 @@ import torch
 
 RUN_OUT = ("allocate memory", "out of memory", "ALLOC_FAILED")  # in messages of PyTorch's, CUDA's and its libraries'
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+AT_RISK = 0.9  # of what is there: a run meets larger moments than its first updates, and other programs
+SMALLER = (
+    "halve data.loading.batch_size and double trainer.accumulate_grad_batches, which trains the same; a prior takes "
+    "less with model.prior.checkpoint_activations true"
+)
 
 
 class Memory(NamedTuple):
     """In bytes."""
 
-    peak: int  # of a GPU's, what PyTorch has reserved; else what this process had in memory, its workers left out
+    peak: int  # of a GPU's, what PyTorch has reserved; else what this process had in memory
     there: int
 
 
 def memory_of(device: torch.device) -> Memory:
+    """Of a GPU, what others have taken of it is not there."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return Memory(torch.cuda.max_memory_reserved(device), total)
+        free, _ = torch.cuda.mem_get_info(device)
+        return Memory(torch.cuda.max_memory_reserved(device), free + torch.cuda.memory_reserved(device))
     unit = 1 if sys.platform == "darwin" else 1024
     return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _of_machine())
+
+
+def own_memory(processes: Iterable[int]) -> int:
+    """Bytes that these processes have in memory and share with no other one; 0 where the system does not say."""
+    return sum(_own_memory(Path(f"/proc/{process}/smaps_rollup")) for process in processes)
+
+
+def _own_memory(rollup: Path) -> int:
+    try:
+        lines = rollup.read_text().splitlines()
+    except OSError:  # not Linux, or the process has ended
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))  # "Private_Dirty: 12 kB"
+
+
+def largest(memories: Iterable[Memory]) -> Memory:
+    """The one of which the largest part was taken: each device has its own."""
+    return max(memories, key=lambda memory: memory.peak / memory.there)
+
+
+def together(memories: Sequence[Memory], machines: int) -> Memory:
+    """Of processes, as many on each machine, which share its memory."""
+    return Memory(sum(memory.peak for memory in memories) // machines, min(memory.there for memory in memories))
+
+
+def judgement(memory: Memory) -> str | None:
+    """What to do where a run is at risk of running out of memory; None: it is not.
+
+    Raises ValueError where it has taken more than is there, which only swapping can give.
+    """
+    peak, there = memory
+    if peak > there:
+        raise ValueError(f"out of memory: {in_words(peak)} were taken, {in_words(there)} are there: {SMALLER}")
+    if peak > AT_RISK * there:
+        return f"at risk of running out of memory, with more than {AT_RISK:.0%} of it taken: {SMALLER}"
+    return None
 
 
 def _of_machine() -> int:
@@ -45,9 +87,7 @@ def out_of_memory_said(batch_size: int) -> Iterator[None]:
         if not _ran_out(error):
             raise
         raise ValueError(
-            f"out of memory with data.loading.batch_size {batch_size} on each device: halve it and double "
-            "trainer.accumulate_grad_batches, which trains the same; a prior takes less with "
-            f"model.prior.checkpoint_activations true ({_first_line(error)})"
+            f"out of memory with data.loading.batch_size {batch_size} on each device: {SMALLER} ({_first_line(error)})"
         ) from error
 
 

@@ -93,6 +93,8 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config[self.subcommand].trainer
+        if self.subcommand != "fit" and self.config[self.subcommand].check:
+            raise ValueError(f"--check is for fit, which it tries: {self.subcommand} has none")
         if trainer.gradient_clip_val is not None and not trainer.gradient_clip_val >= 0:
             raise ValueError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected at least 0, or null")
         for name in ("max_steps", "max_epochs"):
@@ -106,6 +108,7 @@ class RunCLI(LightningCLI):
         data = self.config[self.subcommand].data
         self.given = self.config[self.subcommand].clone()  # without what a check sets
         if self.checks:
+            log.info("check: building the model")
             for name, value in DRY_RUN.items():
                 trainer[name] = value
             trainer.check_val_every_n_epoch = trainer.check_val_every_n_epoch and 1
@@ -154,6 +157,8 @@ class RunCLI(LightningCLI):
         lock = only_writer(self.run_folder) if rank_zero_only.rank == 0 else nullcontext()
         with lock, nullcontext() if self.checks else self.checkpoint.signals_kept():
             ckpt_path = self._start(ckpt_path)
+            if self.checks:
+                log.info("check: looking through the data")
             self.prepare()
             datamodule.setup()  # before Lightning begins a log
             out_of_memory = out_of_memory_said(datamodule.loading.batch_size)

@@ -1,8 +1,10 @@
 """What a run would take, found out by two updates of it."""
 
+import logging
 import shutil
 import tempfile
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from callbacks.folder_io import FolderIO
 from callbacks.progress import clock
 from callbacks.run_state import total_steps
 from checkpoint_folder import CheckpointFolder, CheckpointPolicy
-from memory import Memory, in_words, memory_of
+from memory import Memory, in_words, judgement, largest, memory_of, own_memory, together
+
+log = logging.getLogger(__name__)
 
 UPDATES = 2  # the first one warms up
 
@@ -33,6 +37,7 @@ class DryRun(Callback):
         self._step = self._first = 0
         self._began = self._seconds = 0.0
         self._memory = Memory(0, 0)
+        self._readers = 0  # the most that the processes which read samples had in memory
         self._checkpoint_bytes = 0
         self._writes = False
         self._io: FolderIO | None = None
@@ -44,10 +49,13 @@ class DryRun(Callback):
         self._steps = total_steps(trainer)
         self._step = self._first = trainer.global_step
         self._began = time.perf_counter()
+        batches = f" of {trainer.accumulate_grad_batches} batches each" if trainer.accumulate_grad_batches > 1 else ""
+        log.info("check: %s updates%s, then a batch of the validation and a checkpoint", UPDATES, batches)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._look_at_readers()
         if trainer.global_step == self._step:
             return
         if pl_module.device.type == "cuda":
@@ -55,9 +63,17 @@ class DryRun(Callback):
         now = time.perf_counter()
         self._step, self._began, self._seconds = trainer.global_step, now, now - self._began
         trainer.should_stop = self._step - self._first >= UPDATES
+        log.info("check: update %s took %.3g s", self._step - self._first, self._seconds)
+
+    def _look_at_readers(self) -> None:
+        self._readers = max(self._readers, own_memory(process.pid for process in active_children()))
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self._look_at_readers()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """All devices take part, the first one writes."""
+        log.info("check: writing a checkpoint")
         with tempfile.TemporaryDirectory(dir=self.folder if trainer.is_global_zero else None) as place:
             files = CheckpointFolder(Path(place), self.policy)
             trainer.strategy.checkpoint_io = self._io = FolderIO(files)
@@ -65,11 +81,20 @@ class DryRun(Callback):
             self._writes = trainer.is_global_zero
             if self._writes and self._io.error is None:
                 self._checkpoint_bytes = files.last.stat().st_size
-        self._memory = memory_of(pl_module.device)
+        self._memory = self._of_all(trainer, pl_module.device)
+
+    def _of_all(self, trainer: pl.Trainer, device: torch.device) -> Memory:
+        """Of all devices, with the processes that read samples."""
+        peak, there = memory_of(device)
+        if device.type != "cuda":
+            peak += self._readers
+        own = torch.tensor([peak, there], dtype=torch.int64, device=device)
+        memories = [Memory(*values) for values in trainer.strategy.all_gather(own).view(-1, 2).tolist()]
+        return largest(memories) if device.type == "cuda" else together(memories, trainer.num_nodes)
 
     def report(self) -> None:
-        """Prints what was found, on the first device. Raises ValueError where the run is at its end already or the
-        checkpoints would not fit on the disk, and OSError where none could be written."""
+        """Prints what was found, on the first device. Raises ValueError where the run is at its end already, or the
+        memory or the disk is too small, and OSError where no checkpoint could be written."""
         if self._step == self._first:
             raise ValueError("nothing is left to do: no update was made before the run's end, see trainer.max_steps")
         if not self._writes:
@@ -77,6 +102,8 @@ class DryRun(Callback):
         if self._io.error is not None:
             raise OSError(f"a checkpoint could not be written: {self._io.error}")
         print("\n".join(self._lines()))
+        if (risk := judgement(self._memory)) is not None:
+            print(risk)
         count, free = self.policy.keep_last + 1, shutil.disk_usage(self.folder).free
         if count * self._checkpoint_bytes > free:
             raise ValueError(

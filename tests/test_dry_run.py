@@ -1,16 +1,22 @@
 """--check: what a run would take, found out without leaving anything; and what is said where memory runs out."""
 
+import os
+import re
 import shutil
+import sys
 from collections import namedtuple
 
 import pytest
 import torch
+from PIL import Image
 
 import cli
 import memory
+import train
+from callbacks import dry_run
 from checkpoint_folder import CheckpointFolder
-from memory import in_words, memory_of, out_of_memory_said
-from tests.runs import MARKS, fit
+from memory import Memory, in_words, largest, memory_of, out_of_memory_said, own_memory, together
+from tests.runs import MARKS, arguments, fit
 from transformer.training import PriorSystem
 from vqvae.training import TokenizerSystem
 
@@ -38,6 +44,84 @@ def test_it_says_what_a_run_would_take_and_leaves_nothing(kind, tmp_path, extra,
     assert checkpoint.startswith(f"a checkpoint: {in_words(written[0])}; ")
     assert checkpoint.endswith(" are free, and 3 have to fit")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_it_is_doing(tmp_path, caplog):
+    caplog.set_level("INFO")
+    fit("tokenizer", tmp_path / "run", "--check", "--trainer.accumulate_grad_batches=2")
+    said = [line.getMessage() for line in caplog.records if line.getMessage().startswith("check: ")]
+    assert [re.sub(r"took .*", "took", line) for line in said] == [
+        "check: building the model",
+        "check: looking through the data",
+        "check: 2 updates of 2 batches each, then a batch of the validation and a checkpoint",
+        "check: update 1 took",
+        "check: update 2 took",
+        "check: writing a checkpoint",
+    ]
+
+
+def test_no_list_of_unusable_files_stays(tmp_path):
+    """Though one is asked for."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"nothing")
+    given = ["--data.drawings=null", f"--data.folder={tmp_path / 'pictures'}"]
+    given += [f"--data.loading.report={tmp_path / 'report.json'}"]
+    fit("tokenizer", tmp_path / "run", *given, "--check")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_validate_has_no_check(tokenizer_run):
+    with pytest.raises(ValueError, match="--check is for fit"):
+        train.train("tokenizer", ["validate", *arguments("tokenizer", tokenizer_run, "--check")])
+
+
+@pytest.mark.parametrize(("share", "risk"), [(1.2, False), (1.05, True)])
+def test_a_run_at_risk_is_told_what_to_do(share, risk, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "memory_of", lambda device: Memory(100, int(100 * share)))
+    fit("tokenizer", tmp_path / "run", "--check")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (4 if risk else 3)
+    assert not risk or lines[3].startswith("at risk of running out of memory, with more than 90% of it taken: halve ")
+
+
+def test_a_run_that_does_not_fit_ends_a_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "memory_of", lambda device: Memory(2**31, 2**30))
+    with pytest.raises(ValueError, match=r"out of memory: 2.00 GiB were taken, 1.00 GiB are there: halve data"):
+        fit("tokenizer", tmp_path / "run", "--check")
+
+
+def test_processes_that_read_count(tmp_path, monkeypatch, capsys):
+    """All of them, with what is theirs alone."""
+    monkeypatch.setattr(dry_run, "memory_of", lambda device: Memory(0, 2**40))
+    monkeypatch.setattr(dry_run, "own_memory", lambda processes: 2**30 * len(list(processes)))
+    fit("tokenizer", tmp_path / "run", "--check", "--data.loading.workers=1")
+    assert "memory: 2.00 GiB at most, 1024.00 GiB are there" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'")
+def test_what_a_process_has_for_itself():
+    of_both = os.urandom(2**20) * 50
+    ready, done = os.pipe(), os.pipe()
+    if not (child := os.fork()):
+        own = os.urandom(2**20) * 30
+        os.write(ready[1], own[:1])
+        os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    assert 30 * 2**20 <= own_memory([child]) < len(of_both)
+    os.write(done[1], b".")
+    os.waitpid(child, 0)
+    assert own_memory([child]) == 0
+
+
+def test_the_memory_of_several_devices():
+    """The fullest GPU has to hold its part; processes share the memory of their machine."""
+    memories = [Memory(10, 100), Memory(60, 80), Memory(70, 100), Memory(20, 100)]
+    assert largest(memories) == Memory(60, 80)
+    assert together(memories, machines=1) == Memory(160, 80)
+    assert together(memories, machines=2) == Memory(80, 80)
 
 
 def test_a_run_that_is_there_stays_as_it_is(tokenizer_run, tmp_path, capsys, caplog):
@@ -78,7 +162,8 @@ def test_memory_that_runs_out_is_one_line_with_the_batch_size(check, tmp_path, m
         cli.run(lambda: fit("tokenizer", tmp_path / "run", *check))
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: out of memory with data.loading.batch_size 8 on each device: halve it and double")
+    assert line.startswith("error: out of memory with data.loading.batch_size 8 on each device: halve data.loading.")
+    assert "double trainer.accumulate_grad_batches" in line
 
 
 @pytest.mark.parametrize(
