@@ -187,7 +187,7 @@ class TextTokenizer:
 
     @classmethod
     def from_json(cls, content: str) -> "TextTokenizer":
-        """The tokenizer of a `tokenizer.json`. Raises ValueError or an exception of the library where it is not ours."""
+        """Of what `tokenizer.json` holds. Raises ValueError, or an exception of the library, where it is not ours."""
         return cls(Tokenizer.from_str(content))
 
     def save(self, path: str | Path) -> None:
