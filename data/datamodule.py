@@ -54,7 +54,6 @@ class CaptionedData(pl.LightningDataModule):
         self.loading = loading
         self._ready = False
         self._train_loader: EpochLoader | None = None
-        self._batches_before = 0  # that the trainer had worked off when the loader was made
         self._resume: dict[str, int] | None = None
 
     def open_source(self) -> Keyed:
@@ -109,7 +108,6 @@ class CaptionedData(pl.LightningDataModule):
             self._resume = None
         elif self.trainer:
             self._train_loader.epoch = self.trainer.current_epoch
-        self._batches_before = self._batches_worked_off() if self.trainer else 0
         return self._train_loader
 
     def val_dataloader(self) -> EpochLoader:
@@ -174,10 +172,8 @@ class CaptionedData(pl.LightningDataModule):
             check_same({"data": saved}, {"data": self.fingerprint})
 
     def _progress(self) -> Progress:
-        return Progress(self._batches_worked_off() - self._batches_before, int(self.trainer.num_training_batches))
-
-    def _batches_worked_off(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        worked_off = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return Progress(worked_off, int(self.trainer.num_training_batches))
 
 
 class TokenizerData(CaptionedData):

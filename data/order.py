@@ -104,9 +104,9 @@ class EpochOrder(DistributedSampler[Item]):
 
 
 class Progress(NamedTuple):
-    """What a training loop knows of a loader."""
+    """What a training loop knows."""
 
-    worked_off: int  # batches of this loader whose step has ended
+    worked_off: int  # batches whose step has ended, those of former processes included
     epoch_batches: int  # how many the loop takes of each epoch
 
 
@@ -145,10 +145,14 @@ class EpochLoader(DataLoader):
         self.delivered = 0  # batches of this epoch, those before a resume included
         self.delivered_in_all = 0  # batches since this loader was made
         self._begun = False
+        self._worked_off_before = 0  # when this loader delivered its first batch
 
     def __iter__(self) -> Iterator[Any]:
         """Batches of the epoch; those of the next one if this one was begun. Nothing happens before the first `next`:
-        an iterator that Lightning makes and drops costs no epoch."""
+        an iterator that Lightning makes and drops costs no epoch. By then the training loop is where it goes on, which it
+        is not yet when Lightning has loaders made early, to count the steps of some epochs."""
+        if self.progress and not self.delivered_in_all:
+            self._worked_off_before = self.progress().worked_off
         if self._begun:
             self.epoch, self.delivered = self.epoch + 1, 0
         self.order.begin(self.epoch, self.delivered * self.order.global_batch_size)
@@ -162,8 +166,10 @@ class EpochLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Where the data goes on. Batches that were delivered and not worked off (an interrupted step) come again."""
-        worked_off, epoch_batches = self.progress() if self.progress else Progress(self.delivered_in_all, len(self))
-        epoch, batches = self.epoch, self.delivered - (self.delivered_in_all - worked_off)
+        epoch, batches, epoch_batches = self.epoch, self.delivered, len(self)
+        if self.progress and self.delivered_in_all:
+            worked_off, epoch_batches = self.progress()
+            batches -= self.delivered_in_all - (worked_off - self._worked_off_before)
         if batches >= epoch_batches:
             epoch, batches = epoch + 1, 0
         return {"epoch": epoch, "position": batches * self.order.global_batch_size, **self.order.arithmetic()}

@@ -145,7 +145,9 @@ def test_state_in_numbers():
 
 def test_state_when_a_step_was_interrupted_or_epochs_are_cut_short():
     for worked_off, epoch_batches, expected in [(2, 5, (0, 8)), (1, 5, (0, 4)), (2, 2, (1, 0)), (1, 2, (0, 4))]:
-        loader = loader_of(order_of(), progress=partial(Progress, worked_off, epoch_batches))
+        before = 7  # by a process that this one goes on for
+        told = iter([Progress(before, epoch_batches), Progress(before + worked_off, epoch_batches)])
+        loader = loader_of(order_of(), progress=partial(next, told))
         iterator = iter(loader)
         next(iterator), next(iterator)
         state = loader.state_dict()

@@ -121,6 +121,28 @@ def test_an_interrupted_step_is_done_again(tmp_path, step):
     assert watch.trained == expected_keys(3)[step:]
 
 
+class AskingForSteps(Watch):
+    """As a system whose step sizes follow the length of the run: Lightning makes its loader then, before it knows where
+    the run goes on."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 27
+        return super().configure_optimizers()
+
+
+def test_resuming_again_and_again(tmp_path):
+    trained, path = [], None
+    for steps in (2, 5, 1, 4, 9):
+        watch, begun = AskingForSteps(interrupt_at=steps), path
+        path = tmp_path / f"{len(trained)}.ckpt"
+        with pytest.raises(InterruptedError):
+            trainer_of(tmp_path, [SaveOnException(path)]).fit(watch, tokenizer_data(), ckpt_path=begun)
+        trained += watch.trained
+    watch = AskingForSteps()
+    trainer_of(tmp_path, enable_checkpointing=False).fit(watch, tokenizer_data(), ckpt_path=path)
+    assert trained + watch.trained == expected_keys(3)
+
+
 def test_epochs_that_end_early_are_not_taken_up_again(tmp_path):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     through = Watch()
