@@ -96,7 +96,8 @@ class WeightAveraging(EMAWeightAveraging):
         device: where the average is kept; None: where the model is.
         use_buffers: whether buffers are averaged; else they are the model's.
         decay: at each update, in [0, 1].
-        update_every_n_steps, update_starting_at_step, update_starting_at_epoch: when there are updates.
+        update_every_n_steps, update_starting_at_step: when there are updates. Lightning's further one at an epoch's end
+            would be lost where the run is killed before it: checkpoints are written after steps.
 
     Raises ValueError for a decay outside its range.
     """
@@ -108,13 +109,10 @@ class WeightAveraging(EMAWeightAveraging):
         decay: float = 0.999,
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
-        update_starting_at_epoch: int | None = None,
     ) -> None:
         if not 0 <= decay <= 1:
             raise ValueError(f"ema.decay is {decay}, expected 0 to 1")
-        super().__init__(
-            device, use_buffers, decay, update_every_n_steps, update_starting_at_step, update_starting_at_epoch
-        )
+        super().__init__(device, use_buffers, decay, update_every_n_steps, update_starting_at_step)
         self._decay = decay
 
     @property

@@ -102,9 +102,11 @@ class RunCLI(LightningCLI):
                 raise ValueError(f"trainer.{name} is 0, expected at least 1, or -1 for no limit")
         if trainer.precision is None:
             trainer.precision = cli.default_precision(trainer.accelerator)
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        if isinstance(trainer.val_check_interval, int) and 0 < batches < trainer.val_check_interval:
-            trainer.val_check_interval = batches  # a short run is validated once, at its end
+        if not isinstance(trainer.val_check_interval, int | float | None):
+            raise ValueError(
+                f"trainer.val_check_interval is {trainer.val_check_interval!r}, expected a number of batches or a part of "
+                "an epoch: after times, a run that goes on would be validated at other steps than one left alone"
+            )
         data = self.config[self.subcommand].data
         self.given = self.config[self.subcommand].clone()  # without what a check sets
         if self.checks:
@@ -125,6 +127,9 @@ class RunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         config = self.config_init[self.subcommand]
         callbacks = [*(config.trainer.callbacks or []), *self._callbacks()]
+        batches, interval = config.trainer.max_steps * config.trainer.accumulate_grad_batches, "val_check_interval"
+        if isinstance(config.trainer[interval], int) and 0 < batches < config.trainer[interval]:
+            kwargs[interval] = batches  # a short run is validated once, at its end
         if config.trainer.logger is None:
             kwargs["logger"] = self.subcommand == "fit" and EventLog(self.run_folder, "tensorboard", version="")
         kwargs["strategy"] = strategy_of(config.trainer.strategy, self.kind, self.can_spread)

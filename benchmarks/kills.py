@@ -32,6 +32,7 @@ ROWS_BETWEEN = 4  # at most so many logged steps, then at most so many seconds, 
 SECONDS_BETWEEN = 0.06
 POLL_SECONDS = 0.002
 TIMEOUT_SECONDS = 300.0
+EPOCH_STEPS = 12  # of 64 drawings without a fifth, in batches of 4
 CLOCKS = ("images_per_s", "tokens_per_s", "mfu", "epoch")  # what is logged and no part of the result
 EQUAL = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
 
@@ -61,10 +62,11 @@ PRIOR = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """`kind` and `args` as train.py takes them, without the run's folder and length."""
+    """`kind` and `args` as train.py takes them, without the run's folder and length; whether that is said in epochs."""
 
     kind: str
     args: tuple[str, ...]
+    by_epochs: bool = False
 
 
 def scenarios(tokenizer: Path | None, codes: Path | None) -> dict[str, Scenario]:
@@ -82,6 +84,7 @@ def scenarios(tokenizer: Path | None, codes: Path | None) -> dict[str, Scenario]
                 "--model.reconstruction=l1",
                 judged,
             ),
+            by_epochs=True,
         ),
     }
     if codes is not None:
@@ -126,7 +129,7 @@ class Script:
 @dataclass
 class Survived:
     """What came of the kills: `anew` of them before there was a checkpoint, `values` compared, `unlogged` ones that
-    only the run left alone has, `wrong` ones named."""
+    only the run left alone has, `wrong` ones named. A validation is never missing: it comes before its checkpoint."""
 
     kills: int = 0
     anew: int = 0
@@ -157,7 +160,10 @@ def survive(scenario: Scenario, folder: Path, steps: int, kills: int, seed: int,
 def _command(scenario: Scenario, run: Path, steps: int) -> list[str]:
     log = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={run}", "--trainer.logger.name=log"]
     log.append("--trainer.logger.flush_logs_every_n_steps=1")
-    return [scenario.kind, "fit", *scenario.args, f"--trainer.max_steps={steps}", f"--run={run}", *log]
+    length = [f"--trainer.max_steps={steps}"]
+    if scenario.by_epochs:
+        length = ["--trainer.max_steps=-1", f"--trainer.max_epochs={steps // EPOCH_STEPS}"]
+    return [scenario.kind, "fit", *scenario.args, *length, f"--run={run}", *log]
 
 
 def _again(command: list[str], run: Path) -> list[str]:
@@ -195,7 +201,9 @@ def _finish(process: Process, said: Path) -> None:
 
 def _compare(whole: Path, parts: Path, survived: Survived) -> None:
     expected, wrong, found = dict(_logged(whole)), [], list(_logged(parts))
-    survived.unlogged = len(expected.keys() - dict(found).keys())
+    unlogged = expected.keys() - dict(found).keys()
+    survived.unlogged = len(unlogged)
+    wrong += [f"step {step}: {name} is missing" for step, name in unlogged if name.startswith("val/")]
     for name, value in found:
         survived.values += 1
         if expected.get(name) != value:

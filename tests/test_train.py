@@ -130,6 +130,8 @@ def test_a_run_shorter_than_the_interval_is_validated_at_its_end(tmp_path):
     run = tmp_path / "run"
     metrics = train.train("tokenizer", ["fit", *arguments("tokenizer", run, "--trainer.max_steps=8", *interval)])
     assert "val/psnr" in metrics
+    given = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["val_check_interval"]
+    assert given == 500, "made longer, it is validated as was asked for"
     assert [path.name for path in (run / "pictures").iterdir()] == ["reconstructions-0000008.png"]
 
 

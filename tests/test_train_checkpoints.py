@@ -100,6 +100,17 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_the_end_is_saved_where_epochs_have_had_other_lengths(tmp_path, capsys):
+    epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs")
+    run = fit("tokenizer", tmp_path / "run", epochs[0], f"{epochs[1]}=1")
+    before = (run / "model" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    fit("tokenizer", run, epochs[0], f"{epochs[1]}=2", "--data.loading.batch_size=16", "--ckpt_path=last")
+    assert checkpoint_of(run)["global_step"] == 6 + 3
+    assert (run / "model" / "model.safetensors").read_bytes() != before
+    assert "step 9 of 9, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-1])])
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, damage, caplog):
     steps = ["--trainer.max_steps=7", "--checkpoints.every_steps=3", "--trainer.precision=32-true"]

@@ -204,6 +204,7 @@ def test_half_a_tokenizer(fails, tokenizer_run, tmp_path):
         ("gradient_clip_val=-1", "trainer.gradient_clip_val is -1.0, expected at least 0, or null"),
         ("gradient_clip_val=.nan", "trainer.gradient_clip_val is nan, expected at least 0, or null"),
         ("max_steps=0", "trainer.max_steps is 0, expected at least 1, or -1 for no limit"),
+        ("val_check_interval=00:10:00", "trainer.val_check_interval is '00:10:00', expected a number of batches"),
         ("max_epochs=0", "trainer.max_epochs is 0, expected at least 1, or -1 for no limit"),
     ],
 )
