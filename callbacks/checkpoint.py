@@ -84,18 +84,28 @@ class RunCheckpoint(Checkpoint):
         self._step_ended = trainer.global_step != self._step
         self._step = trainer.global_step
         validates = _validation_follows(trainer)  # asked before a stop, for which Lightning validates in any case
+        due = self._step_ended and self._ask(trainer)
         self._over = self._stops(trainer) or after_last_step(trainer)
         if self.stopped and not validates:
             trainer.limit_val_batches = 0
-        self._waits = self._over or (self._step_ended and self._is_due(trainer))
+        every = self.policy.every_steps
+        after_so_many = self._step_ended and every is not None and trainer.global_step % every == 0
+        self._waits = self._over or due or after_so_many
         if not validates:
             self._save_what_waits(trainer)
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        every = self.policy.every_steps
-        return any_device(trainer, time.monotonic() >= self._next) or (
-            every is not None and trainer.global_step % every == 0
-        )
+    def _ask(self, trainer: pl.Trainer) -> bool:
+        """Asks all devices whether a signal has come, which ends the fit; and, the answer, whether a checkpoint is due.
+
+        At once, for each question is an exchange that waits for the slowest device.
+        """
+        asked = self._signals.asked  # may be set meanwhile
+        decisions = asked is not None, asked is signal.SIGINT, time.monotonic() >= self._next
+        stopped, interrupted, due = any_device(trainer, *decisions)
+        if stopped:
+            self.stopped, self.interrupted = True, interrupted
+            trainer.should_stop = True
+        return due
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """By now, the weight averaging has put the trained weights back."""
@@ -108,6 +118,8 @@ class RunCheckpoint(Checkpoint):
 
     def _save_at_end(self, trainer: pl.Trainer) -> None:
         """Of a validation or an epoch."""
+        if not self._over and self._step_ended:
+            self._ask(trainer)
         if not self._over and self._stops(trainer):
             self._over = self._waits = True
         self._save_what_waits(trainer)
@@ -119,9 +131,6 @@ class RunCheckpoint(Checkpoint):
 
     def _stops(self, trainer: pl.Trainer) -> bool:
         """Whether the fit ends here. In the middle of a step it does not: the wish waits until the step's end."""
-        if self._step_ended and any_device(trainer, self._signals.asked is not None):
-            self.interrupted = any_device(trainer, self._signals.asked is signal.SIGINT)
-            self.stopped = trainer.should_stop = True
         self._stop = self._stop or trainer.should_stop
         trainer.should_stop = self._stop and self._step_ended
         return trainer.should_stop
@@ -130,7 +139,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.fast_dev_run:
             return
         trainer.save_checkpoint(self.files.last)
-        self.failed = any_device(trainer, self.error is not None)
+        (self.failed,) = any_device(trainer, self.error is not None)
         minutes = self.policy.every_minutes
         if self.failed:
             minutes = min(minutes, RETRY_MINUTES)

@@ -3,6 +3,7 @@
 import math
 
 import pytorch_lightning as pl
+import torch
 
 
 def total_steps(trainer: pl.Trainer) -> int | None:
@@ -27,6 +28,9 @@ def after_last_step(trainer: pl.Trainer) -> bool:
     return in_last_epoch and trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
-def any_device(trainer: pl.Trainer, decision: bool) -> bool:
-    """Whether any device decides so: the same answer on all."""
-    return trainer.strategy.reduce_boolean_decision(decision, all=False)
+def any_device(trainer: pl.Trainer, *decisions: bool) -> list[bool]:
+    """Of each decision, whether any device makes it: the same answers on all, for one exchange between them."""
+    if trainer.world_size == 1:
+        return list(decisions)
+    counts = torch.tensor(decisions, dtype=torch.int32, device=trainer.strategy.root_device)
+    return [count > 0 for count in trainer.strategy.reduce(counts, reduce_op="sum").tolist()]

@@ -216,6 +216,31 @@ def test_what_could_not_be_written_is_tried_again_within_a_minute(tmp_path, cloc
     assert not checkpoint.failed
 
 
+@pytest.mark.parametrize("interrupts", [False, True])
+def test_a_signal_on_another_device_ends_the_run_here_too_for_one_exchange_a_step(tmp_path, monkeypatch, interrupts):
+    """Another device is only played here: it is asked to stop in the third step."""
+    asked = []
+
+    def reduce(counts: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        asked.append(len(counts))
+        elsewhere = [1, int(interrupts), 0] if len(asked) == 3 else [0] * len(counts)
+        return counts + torch.tensor(elsewhere)
+
+    class Two(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, *_) -> None:
+            monkeypatch.setattr(type(trainer), "world_size", 2)
+            monkeypatch.setattr(trainer.strategy, "reduce", reduce)
+
+        def on_train_end(self, *_) -> None:
+            monkeypatch.undo()
+
+    checkpoint = checkpoints_in(tmp_path)
+    trainer = fit(Two(), checkpoint, batches=9, limit_val_batches=0)
+    assert (trainer.global_step, checkpoint.stopped, checkpoint.interrupted) == (3, True, interrupts)
+    assert asked[:3] == [3, 3, 3]
+    assert asked[3:] == [1], "whether it could be saved"
+
+
 def test_the_last_checkpoint_holds_both_trained_and_averaged_weights(tmp_path):
     """Whatever the order in which they were given: Lightning puts checkpoints behind."""
     trainer = fit(checkpoints_in(tmp_path), EMAWeightAveraging(decay=0.5), steps=2)
