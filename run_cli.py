@@ -1,6 +1,7 @@
 """LightningCLI with a run folder: what both kinds of training share on their command line, and how a run goes."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,7 @@ from callbacks.output import say
 from callbacks.pictures import PictureWriter
 from callbacks.progress import Progress
 from callbacks.run_config import REJECTS, SETTINGS, settings_of
+from callbacks.same_checkpoint import Resumed, SameCheckpoint
 from callbacks.update_watch import UpdateWatch
 from checkpoint_files import TRAINING_STATE, load_checkpoint
 from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 
 GRID_PICTURES = 16
 CHECKPOINT = Path("checkpoints") / LAST  # in the run's folder
+CHOSEN = "IMAGEWORDS_CHECKPOINT"  # in the environment of further processes: the last good one that the first has found
 DRY_RUN = {  # of the Trainer, with --check
     "logger": False,
     "callbacks": None,
@@ -144,15 +147,16 @@ class RunCLI(LightningCLI):
         """In this order: Lightning puts the weight averaging behind them, and the checkpoint behind that."""
         policy = self.config_init[self.subcommand].checkpoints
         self.files = CheckpointFolder((self.run_folder / CHECKPOINT).parent, policy)
+        self.same_checkpoint = SameCheckpoint()
         if self.checks:
             self.dry_run = DryRun(self.run_folder, policy)
-            return [self.dry_run]
+            return [self.same_checkpoint, self.dry_run]
         self.checkpoint = RunCheckpoint(self.files)
         picture = PictureWriter(self.picture_name, self.run_folder / "pictures", self.draw)
         watch = UpdateWatch(self.run_folder / "spikes.jsonl", self.config[self.subcommand].max_skipped)
         # Drawn on one device, which would wait for the others' shares of the weights for ever.
         shown = [] if self.spread else [picture]
-        return [*shown, watch, OptimizerSettings(), Progress(), self.checkpoint]
+        return [self.same_checkpoint, *shown, watch, OptimizerSettings(), Progress(), self.checkpoint]
 
     @property
     def run_folder(self) -> Path:
@@ -216,11 +220,19 @@ class RunCLI(LightningCLI):
         for change in changed_settings(checkpoint.get(SETTINGS, now), now):  # the first checkpoints had none
             log.warning("other than before: %s", change)
         log.info("going on from %s, step %s", path, checkpoint["global_step"])
+        self.same_checkpoint.resumed = Resumed.of(path, checkpoint)
         return str(path)
 
     def _existing_checkpoint(self, ckpt_path: str, keys: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+        """For "last", the first process chooses; those that it starts afterwards load the same one, or fail."""
         load = partial(load_checkpoint, model=self.model, keys=keys)
-        return self.files.newest_good(load) if ckpt_path == "last" else (Path(ckpt_path), load(ckpt_path))
+        if rank_zero_only.rank != 0 and ckpt_path == "last":
+            ckpt_path = os.environ.get(CHOSEN, ckpt_path)
+        if ckpt_path != "last":
+            return Path(ckpt_path), load(ckpt_path)
+        path, checkpoint = self.files.newest_good(load)
+        os.environ[CHOSEN] = str(path)
+        return path, checkpoint
 
     def _export_checkpoint(self, resumed: str | None) -> None:
         """Exports the averaged weights in the checkpoint; in the resumed one where that fit was over already."""
@@ -235,7 +247,8 @@ class RunCLI(LightningCLI):
     def validate(
         self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, verbose: bool
     ) -> None:
-        path, _ = self._existing_checkpoint(ckpt_path or "last")
+        path, checkpoint = self._existing_checkpoint(ckpt_path or "last")
+        self.same_checkpoint.resumed = Resumed.of(path, checkpoint)
         self.prepare()
         with killed_workers_said(), processes_watched(self.trainer):
             self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)

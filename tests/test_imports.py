@@ -79,7 +79,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "cli": ("start_signals",),
     "config_files": ("vqvae",),
     "locks": (),
-    "callbacks": ("grids", "whole_files", "checkpoint_folder", "guard", "memory"),
+    "callbacks": ("grids", "whole_files", "checkpoint_files", "checkpoint_folder", "guard", "memory"),
     "checkpoint_files": ("model_files",),
     "checkpoint_folder": ("checkpoint_files", "whole_files"),
     "resume_command": (),
