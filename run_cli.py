@@ -107,8 +107,8 @@ class RunCLI(LightningCLI):
             trainer.precision = cli.default_precision(trainer.accelerator)
         if not isinstance(trainer.val_check_interval, int | float | None):
             raise ValueError(
-                f"trainer.val_check_interval is {trainer.val_check_interval!r}, expected a number of batches or a part of "
-                "an epoch: after times, a run that goes on would be validated at other steps than one left alone"
+                f"trainer.val_check_interval is {trainer.val_check_interval!r}, expected a number of batches or a part "
+                "of an epoch: after times, a run that goes on would be validated at other steps than one left alone"
             )
         data = self.config[self.subcommand].data
         self.given = self.config[self.subcommand].clone()  # without what a check sets

@@ -149,8 +149,8 @@ class EpochLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """Batches of the epoch; those of the next one if this one was begun. Nothing happens before the first `next`:
-        an iterator that Lightning makes and drops costs no epoch. By then the training loop is where it goes on, which it
-        is not yet when Lightning has loaders made early, to count the steps of some epochs."""
+        an iterator that Lightning makes and drops costs no epoch. By then the training loop is where it goes on; it is
+        not yet when Lightning has loaders made early, to count the steps of some epochs."""
         if self.progress and not self.delivered_in_all:
             self._worked_off_before = self.progress().worked_off
         if self._begun:
