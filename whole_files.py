@@ -37,6 +37,16 @@ def write_file(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
+def append_lines(path: Path, lines: bytes) -> None:
+    """Adds whole lines to a file that is made where it is missing; what the end of a process has cut off ends first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            lines = lines if file.read(1) == b"\n" else b"\n" + lines
+        file.write(lines)
+
+
 def sync(path: Path) -> None:
     """Has the disk take what was written to a file."""
     with path.open("rb+") as file:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 from callbacks.loss_spikes import LossSpikes, Usual
 from callbacks.run_state import after_last_step
 from guard import Check
+from whole_files import append_lines
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MOST_UNREAD = 50  # updates, also where loggers read more seldom or never
 KEYS_SHOWN = 5
@@ -80,9 +82,11 @@ class UpdateWatch(Callback):
         self._step = 0
         self._keys: list[str] = []
         self._keys_before: list[str] = []
+        self._told: set[bytes] = set()  # lines of a process that was killed after the checkpoint
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
+        self._told = set(self.file.read_bytes().splitlines()) if self._step and self.file.is_file() else set()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -111,6 +115,7 @@ class UpdateWatch(Callback):
             "firsts": self.firsts,
             "losses": self.spikes.losses,
             "spiking": self.spikes.spiking,
+            "keys_before": _of_all_devices(trainer, self._keys_before),
         }
 
     def on_load_checkpoint(
@@ -120,6 +125,9 @@ class UpdateWatch(Callback):
             return  # the first checkpoints did not have it
         self.skipped, self.streaks, self.firsts = state["skipped"], state["streaks"], state["firsts"]
         self.spikes.losses, self.spikes.spiking = state["losses"], state["spiking"]
+        keys_before = state.get("keys_before", [])
+        if len(keys_before) == trainer.world_size:  # else each device had others
+            self._keys_before = keys_before[trainer.global_rank]
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         updates, self._unread = self._unread, []
@@ -150,27 +158,22 @@ class UpdateWatch(Callback):
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule, events: list[Event]) -> None:
         """Devices tell each other their keys and names only here, as they all come here at the same time."""
         own = [_of_device(event) for event in events]
-        of_devices = [own]
-        if trainer.world_size > 1:
-            of_devices = [own] * trainer.world_size
-            dist.all_gather_object(of_devices, own)
+        of_devices = _of_all_devices(trainer, own)
         order = {name: number for number, (name, _) in enumerate(pl_module.named_parameters())}
         lines = []
         for event, *devices in zip(events, *of_devices, strict=True):
             first = _first(devices, order) if event.usual is None else ""
             line = self._note(event, first, _shown(devices))
-            lines.append(json.dumps(_record(event, first, devices)) + "\n")
+            lines.append(json.dumps(_record(event, first, devices)).encode())
             if trainer.is_global_zero and line:
                 log.warning("%s; all keys are in %s", line, self.file)
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._append("".join(lines))
+            self._append([line for line in lines if line not in self._told])
 
-    def _append(self, lines: str) -> None:
+    def _append(self, lines: list[bytes]) -> None:
         """What keeps it from that is said: this device alone would end, with the others waiting for it."""
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(lines)
+            append_lines(self.file, b"".join(line + b"\n" for line in lines))
         except OSError as error:
             log.warning("%s could not be added to: %s", self.file, error)
 
@@ -190,6 +193,14 @@ class UpdateWatch(Callback):
                 f"out what {self.file} names"
             )
         return f"{said}, the update is left out; batch: {keys}" if event.streak == 1 else ""
+
+
+def _of_all_devices(trainer: pl.Trainer, own: T) -> list[T]:
+    """To be asked by all at the same time."""
+    found = [own] * trainer.world_size
+    if trainer.world_size > 1:
+        dist.all_gather_object(found, own)
+    return found
 
 
 def _rescaling(trainer: pl.Trainer) -> bool:

@@ -6,7 +6,6 @@ stands in this report.
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from whole_files import write_file
+from whole_files import append_lines, write_file
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # files that a message names; the report file names all
@@ -217,12 +216,7 @@ class LateRejects:
         record = reject._asdict() | {"data": self.data}
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    line = line if file.read(1) == b"\n" else b"\n" + line  # after one that was cut off
-                file.write(line)
+            append_lines(self.path, line)
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error.strerror)
 

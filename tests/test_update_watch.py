@@ -1,5 +1,6 @@
 """train.py where losses or gradients are not finite, and where the loss has spikes."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import run_cli
 import train
 from callbacks.update_watch import UpdateWatch
 from guard import Guard
+from run_cli import CHECKPOINT
 from tests.runs import MARKS, arguments, assert_equal, checkpoint_of, events_of, fit
 
 pytestmark = MARKS
@@ -126,8 +128,20 @@ def test_a_run_that_goes_on_after_them(tmp_path, extra):
     for part in PARTS:
         assert_equal(checkpoint_of(whole)[part], checkpoint_of(tmp_path / "parts")[part], part)
     assert checkpoint_of(whole)["update_watch"]["skipped"] == 2
-    ours, theirs = events_of(whole), events_of(tmp_path / "parts")
-    assert [event["devices"][0]["keys"] for event in ours] == [event["devices"][0]["keys"] for event in theirs]
+    assert events_of(whole) == events_of(tmp_path / "parts")
+
+
+def test_what_was_told_before_a_kill_is_told_once(tmp_path):
+    """The process came to step 5 after its last checkpoint, of step 3, and died in the middle of a line."""
+    given = [*EACH_STEP, *spoilt(3, 4)]
+    run = fit("tokenizer", tmp_path / "run", *given, "--trainer.max_steps=5", "--checkpoints.every_steps=3")
+    (run / "checkpoints" / "step-0000003.ckpt").replace(run / CHECKPOINT)
+    with (run / "spikes.jsonl").open("a") as file:
+        file.write('{"step": 5, "ki')
+    fit("tokenizer", run, *given, "--trainer.max_steps=7", "--trainer.callbacks.steps=[3,4,6]", "--ckpt_path=last")
+    *lines, last = (run / "spikes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines[:-1]] == [3, 4]
+    assert lines[-1] == '{"step": 5, "ki' and json.loads(last)["step"] == 6
 
 
 def test_accumulated_batches_are_left_out_together(tmp_path):
