@@ -40,6 +40,7 @@ import cli
 from data.codes import verify
 from data.filters import Filters
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
+from data.pictures import PictureError
 from data.settings import Loading
 from data.shapes import ShapesConfig
 from data.shards.config import ShardsConfig, shards_config
@@ -178,7 +179,10 @@ def _to_go_on(args: list[str]) -> str:
 
 @contextmanager
 def _going_on_after(args: list[str]) -> Iterator[None]:
-    """Ends at a SIGTERM as at Ctrl-C, but with exit code 0; says what goes on where it ended before its end."""
+    """Ends at a SIGTERM as at Ctrl-C, but with exit code 0; says what goes on where it ended before its end.
+
+    Where a picture has gone or broken since it was checked, it has to be as it was first: others are other data.
+    """
     terminated = False
 
     def terminate(signum: int, frame: FrameType | None) -> None:
@@ -194,6 +198,9 @@ def _going_on_after(args: list[str]) -> Iterator[None]:
         print(_to_go_on(args), flush=True)
         if not terminated:
             raise
+    except PictureError:
+        print(f"put the picture back as it was; {_to_go_on(args)}", flush=True)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

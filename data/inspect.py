@@ -11,6 +11,7 @@ Filters (--max_aspect_ratio 2, --min_caption_length 5, ...) show what would be l
 import argparse
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,13 +23,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data.code_manifest import MANIFEST
+from data.code_manifest import MANIFEST, RECIPE
 from data.codes import CodesSource
 from data.filters import FilteredSource, Filters, NothingLeft
 from data.folder import FolderSource, walk_files
 from data.pictures import PICTURE_SUFFIXES, PictureError
 from data.rejects import Rejected, Report
-from data.shards.config import ShardsConfig, ShardSet
 from data.shards.index import open_indexes
 from data.shards.paths import local_shards
 from data.shards.source import ShardsSource
@@ -53,7 +53,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     options = parse(args)
     filters = Filters(**{each.name: getattr(options, each.name) for each in fields(Filters)})
     count_tokens = None if options.tokenizer is None else _counter(options.tokenizer)
-    if (Path(options.source) / MANIFEST).is_file():
+    if any((Path(options.source) / name).is_file() for name in (MANIFEST, RECIPE)):
         source, found = _codes(options.source, filters), {"kind": "codes"}
     else:
         source, found = _pictures(options.source, filters)
@@ -130,7 +130,8 @@ def _pictures(path: str, filters: Filters) -> tuple[Source | None, dict[str, Any
             return source, _reported(source.report) | found
         with suppress(ValueError):  # another one than what is said already
             if shards and (sound := _sound_shards(path)) is not None:
-                return ShardsSource(sound, need_captions=False, max_rejected=1.0), found
+                source = ShardsSource(sound, need_captions=False, max_rejected=1.0)
+                return source, source.report.record() | found
         if settings["report"].is_file():
             found |= json.loads(settings["report"].read_text(encoding="utf-8"))
     return None, found
@@ -141,14 +142,19 @@ def _has_pictures(folder: Path) -> bool:
     return any(path.suffix.lower() in PICTURE_SUFFIXES and path.name != SHEET for path in walk_files(folder))
 
 
-def _sound_shards(path: str) -> ShardsConfig | None:
-    """The shards that are whole, where others are not; None where there are none, or none is damaged."""
+def _sound_shards(path: str) -> str | None:
+    """A pattern of the shards that are whole, where others are not; None where there are none, or none is damaged.
+
+    They stay one set: as sets of their own they would be refused for a key that two of them have.
+    """
     sound, paths = [], local_shards(path)
     for shard in paths:
         with suppress(ValueError):  # named already, as what training would refuse
             open_indexes([shard], None, decode=False)
-            sound.append(ShardSet(path=str(shard)))
-    return ShardsConfig(sets=sound) if 0 < len(sound) < len(paths) else None
+            sound.append(re.sub(r"([\\{},])", r"\\\1", str(shard)))
+    if not 0 < len(sound) < len(paths):
+        return None
+    return f"{{{','.join(sound)}}}" if len(sound) > 1 else sound[0]
 
 
 def _reported(report: Report) -> dict[str, Any]:

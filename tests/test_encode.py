@@ -231,7 +231,8 @@ def test_a_full_disk_ends_it_with_one_line_and_the_command_to_go_on(tmp_path, mo
 
 def test_a_picture_that_has_gone_since_it_was_scanned_is_named(tmp_path, model, monkeypatch, capsys):
     pictures = folder_of(tmp_path / "pictures")
-    args = ["--tokenizer", model, "--folder", pictures, "--out", tmp_path / "codes"]
+    args = ["--tokenizer", model, "--folder", pictures, "--out", tmp_path / "codes", "--rows_per_shard", 2]
+    content = (pictures / "4.png").read_bytes()
 
     def opened(*given, **settings):
         source = open_pictures(*given, **settings)
@@ -239,12 +240,19 @@ def test_a_picture_that_has_gone_since_it_was_scanned_is_named(tmp_path, model, 
         return source
 
     open_pictures = encode.open_pictures
-    monkeypatch.setattr(encode, "open_pictures", opened)
-    with pytest.raises(SystemExit) as stop:
-        run_script(monkeypatch, *args)
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
+        patched.setattr(encode, "open_pictures", opened)
+        run_script(patched, *args)
     assert stop.value.code == 2
-    assert re.search(r"4\.png: No such file", capsys.readouterr().err)
-    assert not (tmp_path / "codes" / "manifest.json").exists()
+    said = capsys.readouterr()
+    assert re.search(r"4\.png: No such file", said.err)
+    assert "put the picture back as it was; finished shards stay; to go on: python encode.py" in said.out
+    assert {path.name for path in (tmp_path / "codes").iterdir()} == {
+        "recipe.json", "000000.safetensors", "000001.safetensors",
+    }  # fmt: skip
+    (pictures / "4.png").write_bytes(content)
+    run_script(monkeypatch, *args)
+    assert len(CodesSource(tmp_path / "codes")) == 6
 
 
 def test_two_devices_are_ended_and_gone_on_with(tmp_path, model, monkeypatch, capsys):

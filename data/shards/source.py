@@ -233,7 +233,10 @@ class ShardsSource:
                 f"{self._set(other).path} and {self._set(shard).path} have the key "
                 f"{self._key(shard, row - int(self._firsts[shard]))!r} in common: give the sets names"
             )
-        return Reject(self._where(row), Reason.DOUBLED_KEY, f"also in {self._where(before)}")
+        where = f"also in {self._where(before)}"
+        if shard == other:  # samples of one name would be one sample
+            where = 'another sample of this shard has it too, by "key" in the .json'
+        return Reject(self._where(row), Reason.DOUBLED_KEY, where)
 
     def _copy(self, row: int, before: int) -> Reject:
         """Also across sets: the keys of two copies may fall on different sides of the split."""

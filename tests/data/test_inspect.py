@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from data.survey import spread_of
 from data.text import TextTokenizer
 from tests.data.shards.tars import picture, sample, write_tar
 from tests.data.test_reduced import jpeg, scene
-from tests.made_codes import write
+from tests.made_codes import SECOND, flip, write, written
 
 
 @pytest.fixture
@@ -163,6 +164,33 @@ def test_the_whole_shards_are_shown_beside_a_damaged_one(tmp_path):
     found = inspect.run([str(tmp_path)])
     assert found["samples"] == 2
     assert "1 of 3 shards damaged" in found["refused"] and "1.tar" in found["refused"]
+
+
+@pytest.mark.parametrize("name", ["shards", "a,{b} c"])
+def test_whole_shards_with_a_key_in_common_are_shown_beside_a_damaged_one(tmp_path, name):
+    for number, members in enumerate(([0, 1], [1, 2], [3])):
+        write_tar(tmp_path / name / f"{number}.tar", [member for n in members for member in sample(n)])
+    os.truncate(tmp_path / name / "2.tar", 700)
+    found = inspect.run([str(tmp_path / name)])
+    assert (found["samples"], found["counts"]) == (3, {"key comes twice": 1})
+    assert "1 of 3 shards damaged" in found["refused"]
+
+
+def test_codes_that_are_half_made_or_damaged_are_refused_by_name(tmp_path):
+    folder = written(tmp_path / "codes")
+    flip(folder / SECOND, "codes")
+    with pytest.raises(ValueError, match=f"{SECOND} is damaged at picture 0"):
+        inspect.run([str(folder)])
+    (folder / "manifest.json").rename(folder / "recipe.json")
+    with pytest.raises(ValueError, match="codes is half-made"):
+        inspect.run([str(folder)])
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.png", "captions.csv"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "1.png").write_bytes(picture(1)) if name != "0.tar" else None
+    assert inspect.run([str(tmp_path)])["refused"]
 
 
 def test_codes(tmp_path):
