@@ -154,8 +154,10 @@ class CaptionedData(pl.LightningDataModule):
     def _late_rejects(self) -> LateRejects:
         report = self.loading.report and Path(self.loading.report)
         path = report.with_name(f"{report.stem}-found.jsonl") if report else None
-        count = self.source.config.samples if isinstance(self.source, StreamedShards) else len(self.source)
-        return LateRejects(path, int(self.loading.max_rejected * count), self.fingerprint)
+        samples = len(self.source)
+        if isinstance(self.source, StreamedShards):  # of which this device sees its share
+            samples = self.source.config.samples // (self.trainer.world_size if self.trainer else 1)
+        return LateRejects(path, self.loading.max_rejected, samples, self.fingerprint)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and position of the next training batch. A batch that was read but whose step did not end (Ctrl-C) is

@@ -176,37 +176,85 @@ def printable(said: object) -> str:
     return str(said).encode("utf-8", "backslashreplace").decode()
 
 
+class FetchedRejects(NamedTuple):
+    """What is left out of a streamed shard; found when it was fetched."""
+
+    shard: str
+    samples: int  # of the shard, those left out included
+    rejects: tuple[Reject, ...]
+
+
 class LateRejects:
     """What turns out to be unusable while a run reads: each logged, listed once, and too many of them stop the run.
 
+    Of what lies on disk, all that the list names counts, also what other devices and earlier parts of the run have
+    added. Of streams, what this process has fetched counts: more samples than `samples` are seen in several epochs.
+
     Args:
-        path: a file of JSON lines, added to as they are found, also by a run that goes on. None lists them nowhere.
-        most: more samples than so many are a ValueError.
+        path: a file of JSON lines, added to as they are found, also by a run that goes on and by other devices. None
+            lists them nowhere; then each device counts its own.
+        max_rejected: the largest fraction that is put up with, in [0, 1]; more are a ValueError.
+        samples: that the fraction is of, where no more have been fetched.
         data: names the data (`data.split.fingerprint`); it stands in each line, and lines of other data, of before it
             was mended for example, do not count.
     """
 
-    def __init__(self, path: Path | None, most: int, data: str = "") -> None:
-        self.path, self.most, self.data = path, most, data
-        self._seen = _files_in(path, data) if path is not None and path.is_file() else set()
+    def __init__(self, path: Path | None, max_rejected: float, samples: int, data: str = "") -> None:
+        self.path, self.max_rejected, self.samples, self.data = path, max_rejected, samples, data
+        self._listed: set[str] = set()  # files
+        self._unusable: set[str] = set()  # of these, without what is sound and left out by design
+        self._found: set[str] = set()  # unusable ones that this process has found
+        self._last: Reject | None = None
+        self._shards: set[str] = set()  # fetched
+        self._fetched = 0  # samples of them
+        self._told: Counter[str] = Counter()
+        self._read_to = 0  # of the list, in bytes
+        self._read_list()
 
-    def add(self, rejects: Iterable[Reject]) -> None:
+    def add(self, found: Iterable[Reject | FetchedRejects]) -> None:
         """Take note of rejects; those that are known already cost nothing."""
-        for reject in rejects:
-            if reject.file in self._seen:
-                continue
-            self._seen.add(reject.file)
-            self._list(reject)
-            count = len(self._seen)
-            if count <= SHOWN or count & (count - 1) == 0:  # then at every doubling
-                log.warning("unusable, and another sample in its place: %s; %s so far", printable(reject), f"{count:,}")
-        if len(self._seen) > self.most:
+        for each in found:
+            if isinstance(each, FetchedRejects):
+                self._fetched += 0 if each.shard in self._shards else each.samples
+                self._shards.add(each.shard)
+                for reject in each.rejects:
+                    held_back = reject.reason == Reason.HELD_BACK
+                    self._note(reject, "not trained on" if held_back else "unusable, and left out of its shard")
+            else:
+                self._note(each, "unusable, and another sample in its place")
+        self._enforce()
+
+    def _note(self, reject: Reject, said: str) -> None:
+        if reject.reason != Reason.HELD_BACK:
+            self._found.add(reject.file)
+            self._last = reject
+        if reject.file in self._listed:
+            return
+        self._take(reject.file, reject.reason)
+        self._list(reject)
+        self._read_list()
+        self._told[said] += 1
+        count = self._told[said]
+        if count <= SHOWN or count & (count - 1) == 0:  # then at every doubling
+            log.warning("%s: %s; %s so far", said, printable(reject), f"{count:,}")
+
+    def _take(self, file: str, reason: str) -> None:
+        self._listed.add(file)
+        if reason != Reason.HELD_BACK:
+            self._unusable.add(file)
+
+    def _enforce(self) -> None:
+        unusable = self._found if self._shards else self._unusable
+        seen = max(self.samples, self._fetched)
+        most = int(self.max_rejected * seen)
+        if len(unusable) > most:
             raise ValueError(
-                f"{len(self._seen):,} samples turned out unusable, --data.loading.max_rejected allows {self.most:,}; "
+                f"{len(unusable):,} samples turned out unusable, --data.loading.max_rejected allows {most:,} of "
+                f"{seen:,}; "
                 + (
                     f"all are in {self.path}: mend them, and if the run is refused nevertheless, remove that file"
                     if self.path
-                    else f"the last is {reject}"
+                    else f"the last is {printable(self._last)}"
                 )
             )
 
@@ -220,13 +268,17 @@ class LateRejects:
         except OSError as error:
             log.warning("%s cannot be written: %s", self.path, error.strerror)
 
-
-def _files_in(path: Path, data: str) -> set[str]:
-    """The files of this data that a list names; a line that was cut off by the end of a run is not one."""
-    files = set()
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError, KeyError, TypeError):
-            record = json.loads(line)
-            if record["data"] == data:
-                files.add(record["file"])
-    return files
+    def _read_list(self) -> None:
+        """Takes up what has been added to the list since; a line that the end of a run has cut off is none."""
+        if self.path is None or not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.splitlines():
+            with suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                if record["data"] == self.data:
+                    self._take(record["file"], record["reason"])

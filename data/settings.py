@@ -16,7 +16,8 @@ class Loading:
         seed: of the order, the augmentation, the choice of captions and BPE dropout; a signed 64-bit integer.
         val_fraction: of the samples without a split of their own, held back for validation by a hash of the key.
         val_count: validation uses at most so many samples, evenly spread over the split.
-        max_rejected: the largest fraction of a folder's files or of shards' samples that may be unusable, in [0, 1].
+        max_rejected: the largest fraction of a folder's files or of shards' samples that may be unusable, in [0, 1]; of
+            streamed ones, of what a device has fetched, or of its share of an epoch while that is more.
         report: a JSON file that is given the list of them; train.py's is RUN/rejects.json. What only reading finds to
             be broken is added to a file beside it, RUN/rejects-found.jsonl.
     """

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from data.order import generator_of, mix
-from data.rejects import Reason, Reject
+from data.rejects import FetchedRejects, Reason, Reject
 from data.shards.config import ShardsConfig
 from data.shards.grouping import CAPTIONED, Form, captioned, decoded, read_bytes, without_caption
 from data.shards.index import ShardIndex, index_of
@@ -178,7 +178,7 @@ class StreamedShards:
             report=report,
         )
         self.urls = [expand(each.path) for each in config.all_sets]
-        self._rejects: list[Reject] = []  # of fetched shards, not yet told
+        self._rejects: list[FetchedRejects] = []  # not yet told
 
     def __len__(self) -> int:
         return len(self.validation)
@@ -223,14 +223,14 @@ class StreamedShards:
         while True:
             yield next(choice.choices(rows, weights)[0] if weights else rows[0])
 
-    def take_rejects(self) -> list[Reject]:
-        """What was rejected of the shards that this process has fetched since it was last asked."""
+    def take_rejects(self) -> list[FetchedRejects]:
+        """Of each shard that this process has fetched since it was last asked."""
         rejects, self._rejects = self._rejects, []
         return rejects
 
     def _fetch(self, url: str) -> FetchedShard:
         shard = fetch(url, need_captions=self.need_captions, validation=self.validation)
-        self._rejects += shard.rejects
+        self._rejects.append(FetchedRejects(url, len(shard.rows) + len(shard.rejects), shard.rejects))
         return shard
 
     def _draws_of(

@@ -71,7 +71,7 @@ class StreamSamples(IterableDataset):
     """Rows as `data.samples.Samples` has them, of an epoch from where its order begins.
 
     A picture that turns out broken is replaced by another of its shard, drawn from (seed, epoch, position, attempt);
-    the row names it.
+    the row names it, and with the first sample after a shard was fetched, what was left out of that (FetchedRejects).
 
     Args:
         shards: the streams.

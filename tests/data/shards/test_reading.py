@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.datamodule import PriorData, TokenizerData
 from data.order import Item, generator_of
-from data.rejects import LateRejects, Reason, Reject, Rejected
+from data.rejects import FetchedRejects, LateRejects, Reason, Reject, Rejected
 from data.samples import MOST_REJECTED, Samples
 from data.settings import Loading, TextConfig
 from data.shards.config import ShardsConfig, ShardSet
@@ -199,7 +199,7 @@ def test_all_others_stay_where_they_are(with_broken, tmp_path):
 def test_too_many_broken_ones_stop_the_run(with_broken):
     data = tokenizer_data(with_broken, max_rejected=0.05)
     data.setup()
-    with pytest.raises(ValueError, match=r"3 samples .* --data\.loading\.max_rejected allows 2; the last is"):
+    with pytest.raises(ValueError, match=r"3 samples .* --data\.loading\.max_rejected allows 2 of 40; the last is"):
         list(data.train_dataloader())
 
 
@@ -240,15 +240,53 @@ def test_what_fills_a_place_is_drawn_anew_for_each():
 def test_late_rejects_are_kept_over_an_interruption(tmp_path, caplog):
     path = tmp_path / "found.jsonl"
     rejects = [Reject(f"{n}\udcff", Reason.BROKEN, "cut") for n in range(40)]
-    LateRejects(path, 40).add(rejects[:20])
+    LateRejects(path, 0.1, 400).add(rejects[:20])
     with path.open("ab") as file:
         file.write(b'{"file": "half a li')
-    LateRejects(path, 40).add(rejects)
+    LateRejects(path, 0.1, 400).add(rejects)
     files = [json.loads(line)["file"] for line in path.read_bytes().splitlines() if b"half" not in line]
     assert files == [f"{n}\udcff" for n in range(40)]
     assert r"0\udcff" in caplog.text and caplog.text.encode(), "what every log takes"
-    with pytest.raises(ValueError, match=r"42 samples .* --data\.loading\.max_rejected allows 40; all are in"):
-        LateRejects(path, 40).add([Reject("x", Reason.BROKEN), Reject("y", Reason.BROKEN)])
+    with pytest.raises(ValueError, match=r"42 samples .* --data\.loading\.max_rejected allows 40 of 400; all are in"):
+        LateRejects(path, 0.1, 400).add([Reject("x", Reason.BROKEN), Reject("y", Reason.BROKEN)])
+
+
+def test_late_rejects_are_counted_over_devices(tmp_path):
+    """Each of four finds others, and one that the first has found, too: none may wait until it has found 41 alone."""
+    devices = [LateRejects(tmp_path / "found.jsonl", 0.1, 400) for _ in range(4)]
+    for n in range(10):
+        for rank, device in enumerate(devices):
+            device.add([Reject(f"{rank}-{n}", Reason.BROKEN), Reject("0-0", Reason.BROKEN)])
+    for device in devices:
+        with pytest.raises(ValueError, match=r"41 samples .* allows 40 of 400"):
+            device.add([Reject("last", Reason.BROKEN)])
+
+
+def fetched(shard: str, samples: int, reason: Reason, *numbers: int) -> FetchedRejects:
+    return FetchedRejects(shard, samples, tuple(Reject(f"{shard}: {n}", reason) for n in numbers))
+
+
+def test_rejects_of_streams_are_a_share_of_what_was_fetched(tmp_path, caplog):
+    path = tmp_path / "found.jsonl"
+    late = LateRejects(path, 0.1, 30)
+    for _ in range(3):  # epochs
+        for shard in range(20):
+            late.add([fetched(f"{shard}.tar", 20, Reason.NO_PICTURE, 0), Reject(f"{shard}.tar: 1", Reason.BROKEN)])
+    LateRejects(path, 0.1, 30).add([fetched("0.tar", 20, Reason.NO_PICTURE, 0)])  # goes on: what it has fetched counts
+    assert len(path.read_bytes().splitlines()) == 40
+    assert "unusable, and left out of its shard: 0.tar: 0 (caption without a picture); 1 so far" in caplog.text
+    assert "unusable, and another sample in its place: 0.tar: 1 (broken picture); 1 so far" in caplog.text
+    with pytest.raises(ValueError, match=r"43 samples turned out unusable, .* allows 42 of 420"):
+        late.add([fetched("x.tar", 20, Reason.BROKEN, 0, 1, 2)])
+
+
+def test_samples_that_are_validated_on_are_not_unusable(tmp_path, caplog):
+    late = LateRejects(tmp_path / "found.jsonl", 0, 30)
+    late.add([fetched("0.tar", 20, Reason.HELD_BACK, *range(20))])
+    assert "not trained on: 0.tar: 0 (also validated on); 1 so far" in caplog.text and "unusable" not in caplog.text
+    assert LateRejects(tmp_path / "found.jsonl", 0, 30).add([]) is None
+    with pytest.raises(ValueError, match="1 samples turned out unusable"):
+        late.add([Reject("0.tar: 20", Reason.BROKEN)])
 
 
 def test_late_rejects_of_other_data_do_not_count(with_broken, tmp_path):
