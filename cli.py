@@ -75,10 +75,15 @@ def _of_types(message: str) -> str:
 
 
 def of_command_line(error: Exception) -> str:
-    """What is wrong with the command line; where a value could not be computed from another, what our function said."""
+    """What is wrong with the command line; where a value could not be computed from another, what our function said;
+    where one was given in the place of many, what was expected."""
     cause: BaseException = error
     while "compute_fn" in str(cause) and cause.__cause__ is not None:
         cause = cause.__cause__
+    if found := re.match(r'Parser key "([^"]+)":\s+Unable to load config (.*?)\s+- ', str(cause)):
+        return (
+            f"{found[1]} is {found[2]}, expected a file of its settings, or each by its name: --{found[1]}.NAME VALUE"
+        )
     return str(cause)
 
 

@@ -103,6 +103,12 @@ class RunCLI(LightningCLI):
         for name in ("max_steps", "max_epochs"):
             if self.subcommand == "fit" and trainer[name] == 0:
                 raise ValueError(f"trainer.{name} is 0, expected at least 1, or -1 for no limit")
+        for name in ("limit_train_batches", "limit_val_batches"):
+            if isinstance(trainer[name], float) and trainer[name] == 1:  # which of the two was meant, is lost by now
+                raise ValueError(
+                    f"trainer.{name} is 1, a single batch or all of them: expected null for all, a part below 1 or at "
+                    "least 2 batches"
+                )
         if trainer.precision is None:
             trainer.precision = cli.default_precision(trainer.accelerator)
         if not isinstance(trainer.val_check_interval, int | float | None):
@@ -216,8 +222,10 @@ class RunCLI(LightningCLI):
             raise ValueError(
                 f"{self.run_folder} holds a run already, and {path} is not its last checkpoint: name another --run"
             )
-        now = yaml.safe_load(settings_of(self._parser(self.subcommand), self.given))
-        for change in changed_settings(checkpoint.get(SETTINGS, now), now):  # the first checkpoints had none
+        parser = self._parser(self.subcommand)
+        now = yaml.safe_load(settings_of(parser, self.given))
+        defaults = yaml.safe_load(parser.dump(parser.get_defaults(), skip_unset=False, skip_validation=True))
+        for change in changed_settings(checkpoint.get(SETTINGS, now), now, defaults):  # the first checkpoints had none
             log.warning("other than before: %s", change)
         log.info("going on from %s, step %s", path, checkpoint["global_step"])
         self.same_checkpoint.resumed = Resumed.of(path, checkpoint)

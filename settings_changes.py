@@ -17,15 +17,19 @@ UNIMPORTANT = (  # where a run lies, what it shows, and how fast it reads
     *(f"trainer.{name}" for name in ("callbacks", "logger", "log_every_n_steps", "profiler", "enable_progress_bar")),
     "trainer.default_root_dir",
 )
+DECAY = "model.optim.decay"
+OF_THE_PLATEAU = (DECAY, "model.optim.warmup_steps")  # which changes the step size that there is; others compute theirs
 
 
-def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another now, in words, unimportant things left out, and settings that only one of the two versions has.
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """What is another now, in words, unimportant things left out, and settings that only the checkpoint's version has.
+    Those that only this one has are there where they are not at their defaults.
 
     Args:
-        saved, now: nested, as in a run's config.yaml.
+        saved, now, defaults: nested, as in a run's config.yaml.
 
-    Raises ValueError naming the settings of the model that have changed.
+    Raises ValueError naming the settings of the model that have changed, or those of a plateau, which would not take
+    effect.
     """
     before, after = flat(saved), flat(now)
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
@@ -39,7 +43,18 @@ def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     ]
     if of_model:
         raise ValueError(f"the checkpoint is of another model: {', '.join(of_model)}")
-    return list(changes.values())
+    of_plateau = [changes[name] for name in OF_THE_PLATEAU if name in changes]
+    if of_plateau and "plateau" in (before.get(DECAY), after.get(DECAY)):
+        raise ValueError(
+            f"{', '.join(of_plateau)}: where a plateau is one of the two, the checkpoint's step size goes with its own"
+        )
+    usual = flat(defaults)
+    new = [
+        f"{name} is {after[name]}, of which the checkpoint's version knew nothing"
+        for name in sorted(after)
+        if not _within(name, UNIMPORTANT) and not _has(before, name) and after[name] != usual.get(name)
+    ]
+    return [*changes.values(), *new]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ spares most of the work but reads all of the file: what is damaged is found all 
 """
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,15 @@ MAX_PIXELS = 89_478_485
 MAX_SCANS = 100
 _WHITE = (255, 255, 255, 255)
 _PLACE = "place of the file's picture"  # in the `info` of a picture that was reduced
+
+
+def ignore_damaged_exif() -> None:
+    """Has Pillow not warn of EXIF that is damaged, which `_upright` passes over; for the whole process, for filters of
+    warnings cannot be set for one of several threads alone."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+ignore_damaged_exif()
 
 
 class PictureError(ValueError):

@@ -22,11 +22,11 @@ WALK = "From pictures to samples"
 
 # What makes each command of the walk cheap enough for a test, by script and what it is told to do.
 TINY = {
-    ("train.py", "tokenizer"): "--trainer.max_steps 2 --trainer.limit_val_batches 1 --data.image_size 16 "
+    ("train.py", "tokenizer"): "--trainer.max_steps 2 --trainer.limit_val_batches 2 --data.image_size 16 "
     "--model.vae.n_hid 8 --model.vae.n_init 8 --model.vae.codebook_size 16 "
     "--data.loading.batch_size 4 --data.loading.workers 0",
     ("encode.py",): "--workers 0",
-    ("train.py", "prior"): "--trainer.max_steps 2 --trainer.limit_val_batches 1 "
+    ("train.py", "prior"): "--trainer.max_steps 2 --trainer.limit_val_batches 2 "
     "--model.prior.n_layer 2 --model.prior.n_head 2 --model.prior.n_embd 16 "
     "--data.text.text_len 24 --data.text.vocab_size 300 --data.loading.batch_size 4 --data.loading.workers 0",
     ("sample.py",): "",

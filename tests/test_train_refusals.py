@@ -58,6 +58,20 @@ def test_a_tokenizer_with_weights_in_another_precision(fails, tmp_path, precisio
     assert "a tokenizer trains in 32-true, bf16-mixed or 16-mixed, not with weights in torch." in said
 
 
+@pytest.mark.parametrize("name", ["trainer", "model.optim", "data.loading"])
+def test_one_value_in_the_place_of_many(fails, name, tmp_path):
+    said = fails("tokenizer", "fit", *arguments("tokenizer", tmp_path / "run", f"--{name}", "5"))
+    assert said == f"error: {name} is '5', expected a file of its settings, or each by its name: --{name}.NAME VALUE"
+
+
+@pytest.mark.parametrize("name", ["limit_train_batches", "limit_val_batches"])
+def test_one_batch_or_all_of_them(fails, name, tmp_path):
+    """1 and 1.0 are the same to the parser, but not to the Trainer."""
+    for value in ("1", "1.0"):
+        said = fails("tokenizer", "fit", *arguments("tokenizer", tmp_path / "run", f"--trainer.{name}={value}"))
+        assert f"trainer.{name} is 1, a single batch or all of them" in said
+
+
 def test_a_run_is_not_overwritten(fails, tokenizer_run):
     assert "holds a run already: go on with --ckpt_path last" in fails(
         "tokenizer", "fit", *arguments("tokenizer", tokenizer_run)
