@@ -129,7 +129,7 @@ def _encode(
         filters=options.filters,
     )
     start = time.perf_counter()
-    encoding = begin(source, image_tokenizer, options.out, config, _described(options))
+    encoding = begin(source, image_tokenizer.to(device), options.out, config, _described(options))
     if encoding.pictures < len(source):
         there = len(source) - encoding.pictures
         print(f"{there:,} of {len(source):,} pictures are there already", flush=True)

@@ -106,6 +106,8 @@ def begin(
         seed=config.seed,
         data=fingerprint_of_data(source),
         count=len(source),
+        batch_size=config.batch_size,
+        device=next(image_tokenizer.parameters()).device.type,
         rows_per_shard=config.rows_per_shard,
     )
     writer = CodesWriter(Path(folder), recipe, described)

@@ -16,6 +16,8 @@ from whole_files import read_object, write_file
 
 RECIPE, MANIFEST = "recipe.json", "manifest.json"
 KIND = "codes"
+TEXTS = {"fingerprint", "data", "device"}  # of a recipe; all else in it is numbers
+ADDED = {"batch_size", "device"}  # which the first manifests do not have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,9 @@ class Recipe:
         seed: of the other crops.
         data: `data.split.fingerprint` of the pictures.
         count: of the pictures.
+        batch_size: pictures that were encoded at a time, which decides the last bits, and so which of two codes as good
+            as each other is taken; None where a former version made them, which did not say.
+        device: the kind of what they were encoded on, for the same reason.
         rows_per_shard: shard i holds pictures i * rows_per_shard and on.
     """
 
@@ -42,6 +47,8 @@ class Recipe:
     seed: int = 0
     data: str = ""
     count: int
+    batch_size: int | None = None
+    device: str | None = None
     rows_per_shard: int = 4096
 
     def __post_init__(self) -> None:
@@ -71,12 +78,17 @@ class Recipe:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits, which every shard carries."""
-        return hashlib.blake2b(json.dumps(dataclasses.asdict(self)).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(json.dumps(self.said()).encode(), digest_size=8).hexdigest()
+
+    def said(self) -> dict[str, Any]:
+        """All that is known, as JSON has it."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def check_same(self, other: "Recipe", folder: Path) -> None:
         """ValueError that names what `folder`, made by `other`, was made of and this recipe is not."""
-        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        changes = [f"{name} was {theirs[name]} and is {ours[name]}" for name in ours if theirs[name] != ours[name]]
+        ours, theirs = self.said(), other.said()
+        different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
+        changes = [f"{name} was {theirs[name]} and is {ours[name]}" for name in different]
         if changes:
             raise ValueError(
                 f"{folder} was begun with others: {', '.join(changes)}. Set them back, or remove the folder, or write "
@@ -116,7 +128,7 @@ def shard_name(number: int) -> str:
 
 
 def write_recipe(folder: Path, recipe: Recipe, source: str) -> None:
-    write_file(folder / RECIPE, _to_json(dataclasses.asdict(recipe) | {"source": source}))
+    write_file(folder / RECIPE, _to_json(recipe.said() | {"source": source}))
 
 
 def read_recipe(folder: Path) -> tuple[Recipe, str]:
@@ -130,7 +142,7 @@ def read_recipe(folder: Path) -> tuple[Recipe, str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    content = {"kind": KIND} | dataclasses.asdict(manifest.recipe)
+    content = {"kind": KIND} | manifest.recipe.said()
     content |= {"source": manifest.source, "captions": manifest.captions, "bare": manifest.bare}
     content |= {"shards": [entry._asdict() for entry in manifest.shards]}
     write_file(folder / MANIFEST, _to_json(content))
@@ -160,12 +172,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _recipe(content: dict[str, Any]) -> Recipe:
-    fields = {field.name: content[field.name] for field in dataclasses.fields(Recipe)}
+    known = [field.name for field in dataclasses.fields(Recipe) if field.name in content or field.name not in ADDED]
+    fields = {name: content[name] for name in known}
     height, width = fields.pop("grid_size")
-    numbers = {name: fields[name] for name in fields.keys() - {"fingerprint", "data"}} | {"h": height, "w": width}
+    numbers = {name: fields[name] for name in fields.keys() - TEXTS} | {"h": height, "w": width}
     wrong = {name: value for name, value in numbers.items() if type(value) is not int}
-    if wrong or not isinstance(fields["fingerprint"], str):
-        raise TypeError(f"expected whole numbers and a fingerprint, got {wrong or fields['fingerprint']}")
+    wrong |= {name: fields[name] for name in fields.keys() & TEXTS if not isinstance(fields[name], str)}
+    if wrong:
+        raise TypeError(f"expected whole numbers, and texts for {', '.join(sorted(TEXTS))}, got {wrong}")
     return Recipe(**fields, grid_size=(height, width))
 
 

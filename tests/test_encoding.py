@@ -1,6 +1,7 @@
 """Pictures to a folder of codes: the codes of the pictures' crops, the same bytes however often it is interrupted."""
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -146,6 +147,19 @@ def test_other_pictures_or_another_tokenizer_are_refused_by_name(tmp_path):
     other = DiscreteVAE(tokenizer().config).eval()
     with pytest.raises(ValueError, match=f"fingerprint was {fingerprint(tokenizer())} and is {fingerprint(other)}"):
         encode_source(drawings(), other, tmp_path / "codes")
+    with pytest.raises(ValueError, match="begun with others: batch_size was 32 and is 5"):
+        encode_source(drawings(), tokenizer(), tmp_path / "codes", EncodeConfig(batch_size=5))
+
+
+def test_a_manifest_that_does_not_say_how_it_was_encoded_is_read(tmp_path):
+    """Those of the first versions."""
+    encode_source(drawings(), tokenizer(), tmp_path / "codes")
+    path = tmp_path / "codes" / "manifest.json"
+    content = json.loads(path.read_text())
+    assert (content.pop("batch_size"), content.pop("device")) == (32, "cpu")
+    path.write_text(json.dumps(content))
+    assert len(CodesSource(tmp_path / "codes")) == len(drawings())
+    assert len(encode_source(drawings(), tokenizer(), tmp_path / "codes")) == len(drawings())
 
 
 def test_a_folder_with_something_else_is_kept(tmp_path):
