@@ -16,6 +16,7 @@ except ImportError:  # no POSIX
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"  # in the folder, while it is being written
+TRIES = 100  # to lock a folder that others remove
 TAKEN = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _held: set[int] = set()  # file descriptors
@@ -30,18 +31,32 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     Raises ValueError naming the process that writes the folder already, OSError where nothing can be written there.
     """
     folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(folder / LOCK)
+    descriptor, made = _make_and_lock(folder)
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # while it is still ours
+        if _is(folder / LOCK, descriptor):  # or the folder was removed, and may be another process' by now
+            (folder / LOCK).unlink()
         _held.discard(descriptor)
         os.close(descriptor)
         with suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
+
+
+def _make_and_lock(folder: Path) -> tuple[int, list[Path]]:
+    """The lock, and which folders were made for it, the innermost first."""
+    made: set[Path] = set()
+    tries = 0
+    while True:
+        made.update(path for path in (folder, *folder.parents) if not path.exists())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _lock(folder / LOCK), sorted(made, key=lambda path: len(path.parts), reverse=True)
+        except FileNotFoundError:  # whoever had it made has just taken it away again, unused
+            tries += 1
+            if tries == TRIES:
+                raise
 
 
 def _lock(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,6 +100,43 @@ def test_a_lock_that_its_holder_removes_meanwhile_is_none(tmp_path, monkeypatch)
     monkeypatch.setattr(locks, "_flock", meanwhile)
     with only_writer(tmp_path), pytest.raises(ValueError, match="is being written"), only_writer(tmp_path):
         pass
+
+
+def test_a_folder_that_its_last_holder_takes_away_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """Between making the folder, or finding it, and opening the lock in it; and it goes again, unused."""
+    lock, removed = locks._lock, []
+
+    def meanwhile(path: Path) -> int:
+        if len(removed) < 2:
+            path.parent.rmdir()
+            removed.append(path.parent.parent.rmdir())
+        return lock(path)
+
+    monkeypatch.setattr(locks, "_lock", meanwhile)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with only_writer(tmp_path / "a" / "b"):
+        assert len(removed) == 2
+        assert (tmp_path / "a" / "b" / LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_leads_nowhere_is_not_tried_for_ever(tmp_path):
+    (tmp_path / LOCK).symlink_to(tmp_path / "missing" / "file")
+    with pytest.raises(FileNotFoundError, match=r"\.lock"), only_writer(tmp_path):
+        pass
+
+
+def test_the_lock_of_whoever_took_a_removed_folder_stays(tmp_path):
+    run = tmp_path / "run"
+    with start(HOLD, run) as another:
+        with only_writer(tmp_path / "own"):
+            another.stdout.readline()
+            shutil.rmtree(tmp_path / "own")
+            run.rename(tmp_path / "own")  # as if it had been made there
+        assert (tmp_path / "own" / LOCK).exists()
+        with pytest.raises(ValueError, match=f"by process {another.pid} "), only_writer(tmp_path / "own"):
+            pass
+        another.kill()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
