@@ -5,6 +5,7 @@ one that counts as damaged, or none where there was one.
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,8 +61,15 @@ class CheckpointFolder:
         self._damaged: list[Path] = []
 
     def newest_first(self) -> list[Path]:
-        """Those that `write` named: copies under other names are somebody else's, and stay."""
+        """Those that `write` named: copies under other names are somebody else's, and stay.
+
+        Raises ValueError where one of these names is of no file (a folder, a pipe, a link that leads nowhere): none
+        could be written there, or a read would wait for ever.
+        """
         ours = [path for path in self.folder.glob("step-*.ckpt") if NUMBERED.fullmatch(path.name)]
+        for path in (self.last, *ours):
+            if os.path.lexists(path) and not path.is_file():
+                raise ValueError(f"{path} is no file: expected a checkpoint, or nothing of that name")
         numbered = sorted(ours, key=_step_in_name, reverse=True)
         return [*([self.last] if self.last.is_file() else []), *numbered]
 

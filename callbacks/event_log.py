@@ -1,12 +1,14 @@
-"""TensorBoard's log of a run, on a disk that may be full."""
+"""TensorBoard's log of a run, on a disk that may be full, in a folder that may be removed."""
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
 log = logging.getLogger(__name__)
+_usual_hook = threading.excepthook
 
 
 class EventLog(TensorBoardLogger):
@@ -16,6 +18,10 @@ class EventLog(TensorBoardLogger):
     """
 
     _failed = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        threading.excepthook = _show_unless_said
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         self._try(super().log_metrics, *args, **kwargs)
@@ -37,3 +43,9 @@ class EventLog(TensorBoardLogger):
                 raise
             self._failed = True
             log.warning("TensorBoard's log in %s ends here (%s); the run goes on", self.log_dir, cause)
+
+
+def _show_unless_said(failed: threading.ExceptHookArgs) -> None:
+    """Not the traceback of TensorBoard's thread where it could not write: the run says so, in one line."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__module__.startswith("tensorboard.")):
+        _usual_hook(failed)

@@ -74,6 +74,18 @@ def test_what_has_another_name_is_not_ours(tmp_path):
     assert set(names(files)) == {"last.ckpt", "step-0000009.ckpt", *others}
 
 
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("missing")])
+@pytest.mark.parametrize("name", ["last.ckpt", "step-0000002.ckpt"])
+def test_what_is_no_file_is_named(tmp_path, make, name):
+    """A pipe would be waited for, in place of a folder nothing could be written, once the first checkpoint is due."""
+    files = folder_in(tmp_path)
+    files.folder.mkdir()
+    make(files.folder / name)
+    for look in (files.newest_first, lambda: files.newest_good(load)):
+        with pytest.raises(ValueError, match=f"{name} is no file: expected a checkpoint, or nothing of that name"):
+            look()
+
+
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-500]), Path.unlink])
 def test_the_one_before_is_taken_and_said(tmp_path, damage, caplog):
     files = folder_in(tmp_path)

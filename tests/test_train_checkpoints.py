@@ -17,7 +17,7 @@ from checkpoint_folder import CheckpointFolder
 from locks import LOCK, only_writer
 from model_files import load_config
 from run_cli import CHECKPOINT
-from tests.runs import MARKS, ROOT, RUN_FILES, arguments, assert_equal, checkpoint_of, files_in, fit
+from tests.runs import MARKS, MODEL_FILES, ROOT, RUN_FILES, arguments, assert_equal, checkpoint_of, files_in, fit
 from vqvae.training import TokenizerSystem
 
 pytestmark = MARKS
@@ -92,6 +92,24 @@ def test_the_first_device_may_fail_to_write_and_none_waits(tmp_path):
     assert "step 2 could not be saved ([Errno" in done.stderr
     assert "error: the run's end could not be saved: [Errno" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_whose_folder_is_removed_says_so_and_goes_on_in_a_new_one(tmp_path, monkeypatch, caplog, capfd):
+    run, original = tmp_path / "run", TokenizerSystem.training_step
+
+    def remove(self, *args) -> object:
+        if self.global_step == 3:
+            shutil.rmtree(run)
+        return original(self, *args)
+
+    monkeypatch.setattr(TokenizerSystem, "training_step", remove)
+    fit("tokenizer", run, "--trainer.max_steps=12", "--checkpoints.every_steps=2")
+    said = [message for message in caplog.messages if "No such file" in message]
+    assert said[0].startswith(f"TensorBoard's log in {run}") and said[0].endswith("; the run goes on")
+    assert "Traceback" not in capfd.readouterr().err
+    assert checkpoint_of(run)["global_step"] == 12
+    assert files_in(run) >= MODEL_FILES
 
 
 def flip(path: Path) -> None:
