@@ -41,6 +41,7 @@ from data.codes import verify
 from data.filters import Filters
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
 from data.pictures import PictureError
+from data.rejects import Rejected
 from data.settings import Loading
 from data.shapes import ShapesConfig
 from data.shards.config import ShardsConfig, shards_config
@@ -198,7 +199,7 @@ def _going_on_after(args: list[str]) -> Iterator[None]:
         print(_to_go_on(args), flush=True)
         if not terminated:
             raise
-    except PictureError:
+    except (PictureError, Rejected):
         print(f"put the picture back as it was; {_to_go_on(args)}", flush=True)
         raise
     finally:

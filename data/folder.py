@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -21,12 +22,13 @@ from PIL import Image
 from data.caption_tables import SPLITS, SplitError, is_unicode
 from data.captions import LOOKED_FOR, Captions, read_captions
 from data.near_duplicates import LEAST_SIDE, Hashes, picture_hash
-from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, load_picture, place_of, read_file
-from data.rejects import Reason, Reject, Report
+from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, place_of, read_file
+from data.rejects import Reason, Reject, Rejected, Report, printable
 from data.threads import in_threads
 from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
+WAITS = (0.1, 1.0)  # seconds before a file that could not be read is tried once more
 _UNREAD = {".avif", ".bmp", ".heic", ".jfif", ".jp2", ".svg", ".tif", ".tiff"}  # pictures that people will miss
 
 
@@ -103,8 +105,29 @@ class FolderSource:
         return self._samples[index].key
 
     def image(self, index: int, least: int | None = None) -> Image.Image:
-        """The picture, mode RGB, any size; `PictureError` naming the file where it vanished or broke since the scan."""
-        return load_picture(self.folder / self._samples[index].key, least)
+        """The picture, mode RGB, any size.
+
+        Raises `Rejected` where it vanished or broke since the scan, `PictureError` where the system cannot read it, not
+        even after a while; both name the file.
+        """
+        key = self._samples[index].key
+        for wait in WAITS:
+            try:
+                return self._image(key, least)
+            except PictureError as error:
+                log.warning("%s; once more in %.1f s", printable(error), wait)
+            time.sleep(wait)
+        return self._image(key, least)
+
+    def _image(self, key: str, least: int | None) -> Image.Image:
+        path, data = self.folder / key, None
+        try:
+            data = read_file(path)
+            return decode_picture(data, least)
+        except PictureError as error:
+            if data is None and _is_of_the_system(error):
+                raise PictureError(f"{path}: {error}") from error
+            raise Rejected(Reject(key, Reason.BROKEN, f"{path}: {error}")) from error
 
     def file(self, index: int) -> bytes:
         """The bytes of the picture's file. Raises `PictureError` where it is not the one that was scanned."""
@@ -127,10 +150,25 @@ class FolderSource:
         return np.array([self._scanned[sample.key].size for sample in self._samples], np.uint32)
 
     def hashes(self) -> Hashes:
-        """What the pictures look like; they are decoded for it, each time. Raises as `image` does."""
-        looks = in_threads(lambda row: picture_hash(self.image(row, LEAST_SIDE)), range(len(self)))
-        told = with_progress(looks, len(self), self.folder, done="looked at", things="pictures")
-        return Hashes(np.fromiter(told, np.uint64, len(self)), {})
+        """What the pictures look like, and which broke since the scan; they are decoded for it, each time.
+
+        Raises `PictureError` as `image` does.
+        """
+
+        def look(row: int) -> int | Reject:
+            try:
+                return picture_hash(self.image(row, LEAST_SIDE))
+            except Rejected as error:
+                return error.reject
+
+        bits, broken = np.zeros(len(self), np.uint64), {}
+        looks = in_threads(look, range(len(self)))
+        for row, found in enumerate(with_progress(looks, len(self), self.folder, done="looked at", things="pictures")):
+            if isinstance(found, Reject):
+                broken[row] = found
+            else:
+                bits[row] = found
+        return Hashes(bits, broken)
 
     def identity(self) -> Iterator[str]:
         """Key, captions and split of each sample and what its file holds; the folder may lie anywhere."""
@@ -260,6 +298,12 @@ def _read(path: Path) -> _Scanned | PictureError:
     except PictureError as error:
         return error
     return _Scanned(_digest(data), size)
+
+
+def _is_of_the_system(error: PictureError) -> bool:
+    """Whether a file could not be read for a reason that says nothing of it, not even that it has gone."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError)
 
 
 def _digest(data: bytes) -> bytes:

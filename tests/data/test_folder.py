@@ -1,5 +1,6 @@
 """Folders of real files: what is kept, what is rejected with which reason, and when the run stops."""
 
+import errno
 import json
 import logging
 import os
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.datamodule import TokenizerData
 from data.folder import FolderSource
+from data.near_duplicates import picture_hash
 from data.pictures import PictureError
-from data.rejects import Reason, Reject, Report
+from data.rejects import Reason, Reject, Rejected, Report
+from data.settings import Loading
 from data.source import Source
 from data.split import fingerprint
 
@@ -394,11 +398,52 @@ def test_a_picture_that_goes_or_breaks_later_is_named(tmp_path: Path) -> None:
     source = FolderSource(folder_of(tmp_path, ["a.png", "b.png", "c.png"]), need_captions=True)
     (tmp_path / "a.png").unlink()
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
-    with pytest.raises(PictureError, match=r"a\.png: No such file"):
+    with pytest.raises(Rejected, match=r"a\.png: No such file") as gone:
         source.image(0)
-    with pytest.raises(PictureError, match=r"b\.png: "):
+    assert gone.value.reject.file == "a.png" and gone.value.reject.reason == Reason.BROKEN
+    with pytest.raises(Rejected, match=r"b\.png: "):
         source.image(1)
     assert source.image(2).getpixel((0, 0)) == (2, 253, 7)
+    hashes = source.hashes()
+    assert [reject.file for reject in hashes.broken.values()] == ["a.png", "b.png"] and list(hashes.broken) == [0, 1]
+    assert hashes.bits[2] == picture_hash(source.image(2))
+
+
+def test_one_that_breaks_while_a_run_reads_is_replaced_and_listed(tmp_path: Path) -> None:
+    names = [f"{number:02d}.png" for number in range(40)]
+    folder, report = folder_of(tmp_path / "pictures", names, captions=False), tmp_path / "rejects.json"
+    data = TokenizerData(
+        folder=str(folder), image_size=4, loading=Loading(batch_size=4, workers=0, val_fraction=0.2, report=str(report))
+    )
+    data.setup()
+    broken = data.source.key(int(data.train_indices[0]))
+    (folder / broken).write_bytes(b"")
+    keys = [key for batch in data.train_dataloader() for key in batch["keys"]]
+    assert len(keys) == len(data.train_indices) // 4 * 4 and broken not in keys
+    (line,) = report.with_name("rejects-found.jsonl").read_text().splitlines()
+    assert json.loads(line)["file"] == broken and "empty file (0 bytes)" in line
+
+
+def test_a_disk_that_fails_is_asked_again_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = FolderSource(folder_of(tmp_path, ["a.png"]), need_captions=True)
+    monkeypatch.setattr("data.folder.WAITS", (0.0, 0.0))
+    failures = [errno.EIO, errno.ESTALE]
+
+    def failing(path: Path) -> bytes:
+        if failures:
+            code = failures.pop()
+            raise OSError(code, os.strerror(code))
+        with path.open("rb") as file:
+            return file.read()
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    assert source.image(0).getpixel((0, 0)) == (0, 255, 7)
+    assert caplog.text.count("a.png: Stale file handle; once more") == 1
+    failures += [errno.EIO] * 3
+    with pytest.raises(PictureError, match=r"/a\.png: Input/output error"):
+        source.image(0)
 
 
 def test_progress_of_a_long_scan(
