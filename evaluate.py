@@ -31,8 +31,10 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import cli
+from data.filters import Filters
 from data.settings import Loading
 from data.shapes import ShapesConfig
+from data.shards.config import ShardsConfig
 from data.worker_signals import killed_workers_said
 from evaluation.prior import evaluate_prior
 from evaluation.tokenizer import evaluate_tokenizer
@@ -58,6 +60,7 @@ def _parser(of: str, description: str) -> ArgumentParser:
     parser.add_argument("--model", type=str, required=True, help=f"run or model folder of the {of}")
     parser.add_argument("--data", type=str | None, help="a folder of pictures")
     parser.add_argument("--drawings", type=ShapesConfig | None, help="the built-in ones: --drawings.count 200, ...")
+    parser.add_argument("--filters", type=Filters, default=Filters(), help="what is left out, as in training")
     parser.add_argument("--split", type=str | None, help="only what the data calls so: train, val or test")
     parser.add_argument(
         "--val_fraction", type=float, default=Loading.val_fraction, help="as in training, where the data has no splits"
@@ -75,6 +78,7 @@ def _parser(of: str, description: str) -> ArgumentParser:
 
 def _tokenizer_parser() -> ArgumentParser:
     parser = _parser("image tokenizer", "Reconstructions of an image tokenizer.")
+    parser.add_argument("--shards", type=str | ShardsConfig | None, help="tar shards, in the place of --data")
     parser.add_argument("--lpips", type=str | None, help="folder of converted LPIPS weights")
     parser.add_argument("--lpips_net", type=str, default="alex", help="alex (the usual metric) or vgg")
     parser.add_argument("--inception", type=str | None, help="file of the Inception network")

@@ -24,10 +24,12 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from tqdm import tqdm
 
 import cli
+from data.filters import Filters
 from data.opening import check_drawn_large_enough, check_one_given, open_pictures
 from data.samples import evaluation_picture
 from data.settings import Loading
 from data.shapes import ShapesConfig
+from data.shards.config import ShardsConfig
 from data.split import split_by_key
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
 
@@ -38,6 +40,8 @@ def parse(args: list[str]) -> Namespace:
     """The command line. Raises ValueError for a wrong one."""
     parser = ArgumentParser(prog="fit_palette.py", description="Fit a palette of colours.", exit_on_error=False)
     parser.add_argument("--folder", type=str | None, help="one's own pictures")
+    parser.add_argument("--shards", type=str | ShardsConfig | None, help="tar shards: a path, or --shards.sets '[...]'")
+    parser.add_argument("--filters", type=Filters, default=Filters(), help="what is left out though it is sound")
     parser.add_argument("--drawings", type=ShapesConfig | None, help="the built-in ones: --drawings.count 2000, ...")
     parser.add_argument("--out", type=str, required=True, help="model folder to make")
     parser.add_argument("--image_size", type=int, default=32, help="side of the pictures, in pixels and in tokens")
@@ -58,7 +62,7 @@ def parse(args: list[str]) -> Namespace:
 def fit_palette(args: list[str]) -> None:
     """What `python fit_palette.py ARGS` does. Raises ValueError for a wrong command line or wrong input."""
     options = parse(args)
-    check_one_given(folder=options.folder, drawings=options.drawings)
+    check_one_given(folder=options.folder, drawings=options.drawings, shards=options.shards)
     config = PaletteConfig(image_size=options.image_size, codebook_size=options.codebook_size)
     if Path(options.out).exists():
         raise ValueError(f"{options.out} exists already: name another --out")
@@ -66,13 +70,20 @@ def fit_palette(args: list[str]) -> None:
     loading = Loading(
         max_rejected=options.max_rejected,
         val_fraction=options.val_fraction,
-        report=f"{options.out}-rejects.json" if options.folder else None,
+        report=f"{options.out}-rejects.json" if options.drawings is None else None,
     )
-    source = open_pictures(options.folder, options.drawings, loading, need_captions=False)
+    source = open_pictures(
+        options.folder,
+        options.drawings,
+        loading,
+        need_captions=False,
+        shards=options.shards,
+        filters=options.filters,
+    )
     start = time.perf_counter()
     train = split_by_key(source, options.val_fraction)[0].tolist()
     if not train:
-        raise ValueError(f"{options.folder or 'the drawings'}: no pictures to fit on, all are held back")
+        raise ValueError(f"{len(source):,} pictures and none to fit on: all are held back")
     pictures = (evaluation_picture(source, i, config.image_size) for i in tqdm(train, "read", disable=None))
     pixels = sample_pixels(pictures, max(1, PIXELS // max(len(train), 1)), options.seed)
     palette = Palette.fit(config, pixels, seed=options.seed)

@@ -86,7 +86,9 @@ def evaluate_prior(options: Namespace) -> dict[str, Any]:
     clip = ClipScores(options.clip, options.clip_architecture, device) if options.clip else None
     pipeline = TextToImage.from_pretrained(cli.model_folder(options.model), device, options.weights, options.compile)
     check_drawn_large_enough(options.drawings, pipeline.image_tokenizer.config.image_size)
-    source = open_captioned(options.data, options.drawings, options.codes, loading(options, out))
+    source = open_captioned(
+        options.data, options.drawings, options.codes, loading(options, out), filters=options.filters
+    )
     if isinstance(source, CodesSource):
         check_made_for(source, pipeline)
     rows = choose(source, options.split, options.count, options.val_fraction)

@@ -31,7 +31,7 @@ def loading(options: Namespace, out: Path) -> Loading:
         workers=options.workers,
         max_rejected=options.max_rejected,
         val_fraction=options.val_fraction,
-        report=str(out.with_name(f"{out.name}-rejects.json")) if options.data else None,
+        report=str(out.with_name(f"{out.name}-rejects.json")) if options.drawings is None else None,
     )
 
 

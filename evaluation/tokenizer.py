@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
     """What `python evaluate.py tokenizer` does; returns the report. Raises ValueError for wrong input."""
-    check_one_given(data=options.data, drawings=options.drawings)
+    check_one_given(data=options.data, drawings=options.drawings, shards=options.shards)
     device = usable_device(options.device)
     model = load_image_tokenizer(cli.model_folder(options.model)).to(device)
     size = model.config.image_size
@@ -71,14 +71,21 @@ def evaluate_tokenizer(options: Namespace) -> dict[str, Any]:
     out = report_folder(options.out)
     lpips = None if options.lpips is None else LPIPS.from_pretrained(options.lpips, options.lpips_net).to(device)
     inception = None if options.inception is None else InceptionFeatures(options.inception).to(device)
-    source = open_pictures(options.data, options.drawings, loading(options, out), need_captions=False)
+    source = open_pictures(
+        options.data,
+        options.drawings,
+        loading(options, out),
+        need_captions=False,
+        shards=options.shards,
+        filters=options.filters,
+    )
     rows = choose(source, options.split, options.count, options.val_fraction)
     loader = DataLoader(_Chosen(source, rows, size), batch_size=options.batch_size, num_workers=options.workers)
     measured = measure(model, tqdm(loader, "measured", disable=None), lpips, inception, options.bf16)
     report = summary(model, measured) | {
         "model": str(options.model),
         "fingerprint": fingerprint(model),
-        "data": options.data or "drawings",
+        "data": options.data or (str(source.report.folder) if options.shards else "drawings"),
         "split": options.split,
         "device": str(device),
         "bf16": options.bf16,

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from PIL import Image
 from encode import encode
 from fit_palette import fit_palette
 from pipeline import TextToImage
+from tests.data.shards.tars import picture, sample, write_tar
 from tests.runs import MARKS, fit
 from vqvae.palette import Palette
 
@@ -42,10 +45,25 @@ def test_a_folder_of_pictures_and_what_is_said_of_bad_ones(tmp_path):
     assert "broken.png" in (tmp_path / "out-rejects.json").read_text()
 
 
+def test_shards_give_the_palette_of_what_filters_leave_of_them(tmp_path):
+    """Of twenty pictures of a colour each, the darkest is so wide that a filter leaves it out."""
+    wide = ("000000003.png", picture(3, size=(60, 8)))
+    write_tar(tmp_path / "a.tar", [wide, *(sample(n)[0] for n in range(100, 119))])
+    args = [f"--shards={tmp_path / 'a.tar'}", "--image_size=4", "--codebook_size=18"]
+    for name, filters in {"all": [], "square": ["--filters.max_aspect_ratio=2"]}.items():
+        fit_palette([*args, *filters, "--val_fraction=0", f"--out={tmp_path / name}"])
+    reds = [
+        (255 * Palette.from_pretrained(tmp_path / name).colours[:, 0]).round().min().item()
+        for name in ("all", "square")
+    ]
+    assert reds == [3, 100]
+    assert json.loads((tmp_path / "square-rejects.json").read_text())["filtered"] == 1
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "exactly one of folder, drawings; got none"),
+        ([], "exactly one of folder, drawings, shards; got none"),
         ([*DRAWINGS, "--codebook_size=1"], "codebook_size is 1, expected a whole number of at least 2"),
         ([*DRAWINGS, "--image_size=64"], "drawings.size=32, expected at least image_size=64"),
         (["--folder=nowhere"], "nowhere"),

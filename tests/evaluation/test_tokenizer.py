@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from data.filters import NothingLeft
+from data.folder import FolderSource
+from data.shards.packing import pack
 from evaluate import evaluate
 from tests.test_metrics import Means
 from vqvae.config import DiscreteVAEConfig
@@ -99,6 +102,21 @@ def test_a_discrete_vae_in_bf16_on_one_split(pictures, tmp_path):
     assert "rfid" not in report
 
 
+def test_shards_and_filters(pictures, palette, tmp_path):
+    """Shards are measured as the folder that they were packed from; what filters leave out is not measured."""
+    pack(FolderSource(pictures, need_captions=False), tmp_path / "shards", size=7)
+    values = {}
+    for data in (f"--data={pictures}", f"--shards={tmp_path / 'shards'}"):
+        args = [f"--model={palette}", data, f"--out={tmp_path / 'out'}", "--split=test"]
+        values[data] = {name: evaluate(["tokenizer", *args])[name] for name in ("pictures", "psnr")}
+    folder, shards = values.values()
+    assert shards["pictures"] == folder["pictures"] == 8
+    assert shards["psnr"]["value"] == pytest.approx(folder["psnr"]["value"])
+    with pytest.raises(NothingLeft):
+        evaluate(["tokenizer", *args, "--filters.max_aspect_ratio=1.1"])
+    assert json.loads((tmp_path / "out-rejects.json").read_text())["filtered"] == 20
+
+
 def test_drawings_evenly_spread(palette, tmp_path):
     args = [f"--model={palette}", f"--out={tmp_path / 'out'}", "--drawings.count=30", "--drawings.size=32"]
     assert evaluate(["tokenizer", *args, "--count=7"])["pictures"] == 7
@@ -107,7 +125,7 @@ def test_drawings_evenly_spread(palette, tmp_path):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "exactly one of data, drawings; got none"),
+        ([], "exactly one of data, drawings, shards; got none"),
         (
             ["--data={pictures}", "--split=val"],
             r"0 pictures of split val \(12 of train, 0 of val, 8 of test\)",
