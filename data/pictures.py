@@ -10,14 +10,18 @@ spares most of the work but reads all of the file: what is damaged is found all 
 """
 
 import io
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from data.threads import Budget
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 # Nothing else is tried: some of Pillow's rarer readers start other programs.
@@ -26,6 +30,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_PIXELS = 89_478_485
 # A progressive JPEG has some ten. Each may pass over all the pixels for a few bytes, so thousands would take hours.
 MAX_SCANS = 100
+_STRIP = 1 << 18  # pixels that are brought to RGB at a time where that takes much memory
 _WHITE = (255, 255, 255, 255)
 _PLACE = "place of the file's picture"  # in the `info` of a picture that was reduced
 
@@ -41,6 +46,9 @@ ignore_damaged_exif()
 
 class PictureError(ValueError):
     """A file that gives no whole picture; the message says why."""
+
+
+_DECODED = Budget(2 * MAX_PIXELS)  # pixels decoded at once in this process, whatever the number of its threads
 
 
 class Place(NamedTuple):
@@ -99,10 +107,12 @@ def decode_picture(data: bytes, least: int | None = None) -> Image.Image:
             _check_size(image.size)
             _scale_transparent_key(image)
             size, factor = image.size, _reduce(image, least)
-            image.load()
-            upright = _upright(image)
-            place = _place(size, image.size, factor, _orientation(image))
-    picture = _to_rgb(upright)
+            progressive = image.info.get("progressive")  # all coefficients of the file's size are held
+            with _DECODED.taken(math.prod(size if progressive else image.size)):
+                image.load()
+                orientation = _orientation(image)
+                place = _place(size, image.size, factor, orientation)
+                picture = _to_rgb(image if orientation == 1 else _upright(image))
     if factor > 1:
         picture.info[_PLACE] = place
     return picture
@@ -183,7 +193,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # as many kinds as for damaged pixels
-        return image.copy()
+        return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -207,12 +217,24 @@ def _place(stored: tuple[int, int], decoded: tuple[int, int], factor: int, orien
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of its own: nothing of the file, nor of a decoder's, lives on with it."""
     transparent = image.info.get("transparency")
     if image.mode.startswith("I"):
-        return _from_grey16(image, transparent)
+        return _in_strips(image, partial(_from_grey16, transparent=transparent))
     if transparent is not None or "A" in image.mode or "a" in image.mode:
-        return _onto_white(image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return _in_strips(image, _onto_white)
+    turned = not isinstance(image, ImageFile.ImageFile)
+    return image if turned and image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_strips(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `to_rgb`, to which each pixel is one by itself, makes of the picture; little lies in memory on the way."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(to_rgb(strip), (0, top))
+    return whole
 
 
 def _from_grey16(image: Image.Image, transparent: int | None) -> Image.Image:
@@ -225,4 +247,4 @@ def _from_grey16(image: Image.Image, transparent: int | None) -> Image.Image:
 
 
 def _onto_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA")).convert("RGB")
