@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import random
+import select
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ from data.shards.tar import DamagedShard
 
 log = logging.getLogger(__name__)
 WAITS = (1.0, 10.0, 60.0)  # seconds before a stream that failed is read once more
+STALLED = 300.0  # seconds without a byte after which a stream has failed: servers may be silent for ever
 HELD = 2  # shards that a reader draws from at a time
 
 
@@ -122,7 +124,7 @@ def _fetch(url: str, need_captions: bool, validation: ShardsSource | None) -> Fe
 
 def _copy(url: str, file: BinaryIO) -> None:
     """All of a stream to a file. Raises StreamFailed where the stream, OSError where the file is at fault."""
-    from webdataset.gopen import gopen  # imports torch's data loading: only where it is needed
+    from webdataset.gopen import Pipe, gopen  # imports torch's data loading: only where it is needed
 
     with _blamed_on(url):
         stream = gopen(url)
@@ -131,6 +133,8 @@ def _copy(url: str, file: BinaryIO) -> None:
             file.write(content)
         file.flush()
     except BaseException:  # Ctrl-C too: the command would live on
+        if isinstance(stream, Pipe):
+            stream.proc.kill()  # closing waits for it, and it may be waiting itself
         with suppress(OSError):  # of a command whose output nobody reads any more
             stream.close()
         raise
@@ -139,8 +143,16 @@ def _copy(url: str, file: BinaryIO) -> None:
 
 
 def _read(url: str, stream: BinaryIO) -> bytes:
+    """Some bytes, b"" at the end."""
+    pipe = getattr(stream, "stream", None)  # of the library's Pipe: what a command prints
     with _blamed_on(url):
-        return stream.read(1 << 20)
+        if pipe is None:
+            return stream.read(1 << 20)
+        waiting = select.poll()
+        waiting.register(pipe, select.POLLIN)
+        if not waiting.poll(1000 * STALLED):
+            raise TimeoutError(f"not a byte in {STALLED:g} s")
+        return pipe.read1(1 << 20)  # what is there; nothing of it stays behind in a buffer, unseen by poll
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import os
 import shutil
 import threading
 from collections import Counter
@@ -267,6 +268,21 @@ def test_a_stream_is_closed_whatever_fails(monkeypatch):
     with pytest.raises(ValueError, match=r"^pipe:x: cannot be read \(reset by peer\)"):
         fetch("pipe:x", need_captions=False)
     assert all(stream.closed for stream in streams)
+
+
+def test_a_stream_that_falls_silent_has_failed(eight, monkeypatch, caplog):
+    """The first attempt stops in the middle; its command is ended, and the second one is through."""
+    monkeypatch.setattr("data.shards.stream.STALLED", 0.2)
+    shard, flag = eight / "00000.tar", eight / "silent"
+    url = f"pipe:test -e {flag} && cat {shard} || {{ echo $$ > {flag}; head -c 3000 {shard}; exec sleep 60; }}"
+    assert len(fetch(url, need_captions=True).rows) == 10
+    assert "not a byte in 0.2 s" in caplog.text
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(flag.read_text()), 0)
+    flag.unlink()
+    monkeypatch.setattr("data.shards.stream.WAITS", ())
+    with pytest.raises(ValueError, match=r"^pipe:.*: cannot be read \(not a byte in 0\.2 s\)"):
+        fetch(url, need_captions=True)
 
 
 def test_a_failing_stream_stops_the_run_by_name(eight):
