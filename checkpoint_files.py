@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from model_files import mismatches
 
 OF_ALL_CHECKPOINTS = ("pytorch-lightning_version", "global_step")  # without these, none is read
 TRAINING_STATE = ("optimizer_states", "loops")  # without these, no fit goes on
+READINGS = 20  # of a file that is replaced while it is read
 FOREIGN = re.compile(r"GLOBAL (\S+)")  # in torch.load's message: what a file wants to be called
 COMMENT = re.compile(rb"sha256:([0-9a-f]{64})")
 COMMENT_BYTES = 71
@@ -125,10 +127,34 @@ def _damaged(path: Path, reason: object) -> DamagedCheckpoint:
 def load_checkpoint(path: str | Path, model: nn.Module, keys: Sequence[str] = ()) -> dict[str, Any]:
     """A training checkpoint whose "state_dict" fits `model`, which is not touched; tensors stay on the disk until used.
 
+    A run that still trains may put another in its place: then that one is read.
+
     Raises ValueError naming the file where it is missing, damaged (DamagedCheckpoint), of another model, or holds
     weights without `keys` and OF_ALL_CHECKPOINTS; OSError naming it where it cannot be read.
     """
     path = Path(path)
+    for _ in range(READINGS):
+        before = _identity(path)
+        try:
+            checkpoint = _load(path, model, keys)
+        except (ValueError, OSError):
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return checkpoint
+    raise OSError(errno.EBUSY, "replaced again and again while it is read", str(path))
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Another one for another file of the same name; None where there is none."""
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return None
+
+
+def _load(path: Path, model: nn.Module, keys: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no checkpoint {path}")
     check_undamaged(path)

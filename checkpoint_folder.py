@@ -73,10 +73,16 @@ class CheckpointFolder:
         numbered = sorted(ours, key=_step_in_name, reverse=True)
         return [*([self.last] if self.last.is_file() else []), *numbered]
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no checkpoint, not even one that was set aside."""
+        return not self.newest_first() and not list(self.folder.glob(f"*{ASIDE}"))
+
     def newest_good(self, load: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint that `load` does not find damaged; each that it does is named in a warning.
 
-        Raises ValueError where there is none, and what else `load` raises.
+        A run that still trains may rename and remove them meanwhile: then it looks again. Raises ValueError where there
+        is none, and what else `load` raises.
         """
         problems, self._damaged = [], []
         for path in self.newest_first():
@@ -86,6 +92,10 @@ class CheckpointFolder:
                 problems.append(str(error))
                 self._damaged.append(path)
                 continue
+            except (ValueError, OSError):
+                if path.exists():
+                    raise
+                return self.newest_good(load)
             for problem in problems:
                 log.warning("%s", problem)
             if problems:
@@ -133,7 +143,10 @@ class CheckpointFolder:
     def _prune(self) -> None:
         numbered = self.newest_first()[1:]
         for path in set(numbered[self.policy.keep_last - 1 :]) - self._milestones(numbered):
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError as error:  # the new one is there all the same
+                log.warning("%s could not be removed: %s", path, error.strerror)
 
     def _milestones(self, numbered: list[Path]) -> set[Path]:
         """The first checkpoint of each `keep_every` updates."""

@@ -23,6 +23,7 @@ from averaging import WeightAveraging
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.dry_run import DryRun
 from callbacks.event_log import EventLog
+from callbacks.folder_io import ReadAlready
 from callbacks.optimizer_settings import OptimizerSettings
 from callbacks.output import say
 from callbacks.pictures import PictureWriter
@@ -217,6 +218,9 @@ class RunCLI(LightningCLI):
                     f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
                 )
             return None
+        if ckpt_path == "last" and self.files.empty:  # as of a job that was ended before its first one
+            log.warning("no checkpoint in %s yet: the run begins anew", self.run_folder)
+            return None
         path, checkpoint = self._existing_checkpoint(ckpt_path, TRAINING_STATE)
         if ckpt_path != "last" and holds_run and not self._existing_checkpoint("last")[0].samefile(path):
             raise ValueError(
@@ -257,6 +261,7 @@ class RunCLI(LightningCLI):
     ) -> None:
         path, checkpoint = self._existing_checkpoint(ckpt_path or "last")
         self.same_checkpoint.resumed = Resumed.of(path, checkpoint)
+        self.trainer.strategy.checkpoint_io = ReadAlready(checkpoint)
         self.prepare()
         with killed_workers_said(), processes_watched(self.trainer):
             self.trainer.validate(model, datamodule=datamodule, ckpt_path=str(path), verbose=verbose, weights_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import checkpoint_files
 from checkpoint_files import check_undamaged
@@ -170,11 +171,16 @@ def killed_after() -> Callable[[Callable[[], None], int], bool]:
 
                 return operation
 
-            for owner, name in OPERATIONS:
-                setattr(owner, name, ticking(getattr(owner, name)))
-            function()
-            os._exit(0)
-        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            try:
+                for owner, name in OPERATIONS:
+                    setattr(owner, name, ticking(getattr(owner, name)))
+                function()
+                os._exit(0)
+            finally:
+                os._exit(1)  # not into the tests that follow
+        status = os.waitpid(child, 0)[1]
+        assert status in (0, signal.SIGKILL)
+        return os.WIFSIGNALED(status)
 
     return killed_after
 
@@ -241,3 +247,50 @@ def test_settings_outside_their_ranges(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"checkpoints.{name} is {value}, expected at least"):
         CheckpointPolicy(**wrong)
+
+
+def test_a_reader_beside_a_run_that_trains_finds_none_damaged(tmp_path, monkeypatch):
+    """At each step of its reading, the run has just written another one."""
+    files, model = folder_in(tmp_path, keep_last=2), nn.Linear(3, 2, bias=False)
+    steps, writing = iter(range(1, 100)), False
+
+    def beside(function: Callable) -> Callable:
+        def call(*args):
+            nonlocal writing
+            if not writing and (step := next(steps)) <= 8:
+                writing = True
+                files.write(checkpoint_at(step))
+                writing = False
+            return function(*args)
+
+        return call
+
+    files.write(checkpoint_at(0))
+    for name in ("_end", "_digest", "_read"):
+        monkeypatch.setattr(checkpoint_files, name, beside(getattr(checkpoint_files, name)))
+    reader = folder_in(tmp_path)
+    path, checkpoint = reader.newest_good(lambda path: checkpoint_files.load_checkpoint(path, model))
+    assert (path, checkpoint["global_step"]) == (files.last, 8)
+    assert torch.equal(checkpoint["state_dict"]["weight"], checkpoint_at(8)["state_dict"]["weight"])
+
+
+def test_one_that_is_replaced_for_ever_is_no_hang(tmp_path, monkeypatch):
+    files = folder_in(tmp_path)
+    files.write(checkpoint_at(0))
+    identities = iter(range(100))
+    monkeypatch.setattr(checkpoint_files, "_identity", lambda path: next(identities))
+    with pytest.raises(OSError, match="replaced again and again"):
+        checkpoint_files.load_checkpoint(files.last, nn.Linear(3, 2, bias=False))
+
+
+def test_one_that_cannot_be_removed_is_said(tmp_path, monkeypatch, caplog):
+    files = folder_in(tmp_path, keep_last=1)
+    files.write(checkpoint_at(0))
+
+    def refuse(self) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    files.write(checkpoint_at(1))
+    assert files.written and load(files.last)["global_step"] == 1
+    assert "step-0000000.ckpt could not be removed: Operation not permitted" in caplog.text

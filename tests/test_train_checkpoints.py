@@ -153,13 +153,15 @@ def test_a_damaged_checkpoint_that_is_asked_for_by_name_is_refused(tmp_path, tok
             train.train("tokenizer", [command, *arguments("tokenizer", run, f"--ckpt_path={run / CHECKPOINT}")])
 
 
-def test_a_run_without_a_checkpoint_yet_begins_anew(tmp_path):
+def test_a_run_without_a_checkpoint_yet_begins_anew(tmp_path, caplog):
     """As kill -9 leaves one in its first minutes, also in the middle of its first checkpoint."""
     run = fit("tokenizer", tmp_path / "run")
     expected = checkpoint_of(run)
     (run / CHECKPOINT).rename(run / "checkpoints" / ".last.ckpt.part")
     (run / LOCK).write_text("process 1 on another\n")
-    assert_equal(checkpoint_of(fit("tokenizer", run))["state_dict"], expected["state_dict"])
+    again = fit("tokenizer", run, "--ckpt_path=last")  # as a scheduler repeats its job
+    assert_equal(checkpoint_of(again)["state_dict"], expected["state_dict"])
+    assert f"no checkpoint in {run} yet: the run begins anew" in caplog.messages
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     check_undamaged(run / CHECKPOINT)
 
