@@ -192,6 +192,5 @@ def check_same(saved: dict[str, Any], now: dict[str, Any]) -> None:
     changes = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved[name] != now[name]]
     if changes:
         raise ValueError(
-            f"cannot resume in the middle of an epoch: {', '.join(changes)}. "
-            "Set it back, or resume from a checkpoint written at the end of an epoch."
+            f"cannot resume in the middle of an epoch: {', '.join(changes)}. Set it back, or begin another run."
         )

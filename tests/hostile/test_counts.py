@@ -1,4 +1,7 @@
-"""How many hostile inputs there are; docs/reliability.md says the number."""
+"""How many hostile inputs there are: as many as docs/reliability.md says."""
+
+import re
+from pathlib import Path
 
 from tests.hostile.captions import FOLDERS
 from tests.hostile.code_folders import CODES
@@ -31,4 +34,8 @@ def test_so_many_different_ones():
         set(PICKLES.values()),
         *(MODELS, CODES, YAMLS, PROMPTS),
     ]
-    assert sum(map(len, different)) >= LEAST
+    said = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    total, tried = sum(len(corpus) for corpus in CORPORA.values()), sum(map(len, different))
+    assert f"| hostile inputs tried | {tried:,} different ones |" in said and tried >= LEAST
+    of_each = {name: int(count) for name, count in re.findall(r"^\| (\w+) \| (\d+) \|", said, re.MULTILINE)}
+    assert of_each == {name: len(corpus) for name, corpus in CORPORA.items()} and sum(of_each.values()) == total
