@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,9 +41,10 @@ class DamagedCheckpoint(ValueError):
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Writes the file and has the disk take it. Raises OSError, as from a full disk; no part of the file then stays."""
     try:
-        with path.open("wb+") as file:
-            _save(checkpoint, file)
-            _sign(file)
+        with path.open("wb") as file:
+            with _HashedFile(file) as hashed:
+                _save(checkpoint, hashed)
+            hashed.sign()
             file.flush()
             os.fsync(file.fileno())
     except BaseException:  # Ctrl-C too
@@ -50,22 +52,55 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         raise
 
 
-def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+class _HashedFile:
+    """Takes an archive in the order of its bytes, as torch writes it, so that it need not be read again for its digest.
+
+    While a block is written, a second thread hashes it: both release the interpreter's lock, and all devices wait.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+        self._end = b""  # not hashed yet: the archive's last bytes are the length of its comment
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> "_HashedFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def write(self, block: memoryview | bytes) -> int:
+        before, self._end = self._end, (self._end + bytes(block[-LENGTH_BYTES:]))[-LENGTH_BYTES:]
+        hashing = self._thread.submit(self._hash, before, memoryview(block))
+        try:
+            return self._file.write(block)
+        finally:  # the block is torch's again once this returns
+            hashing.result()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sign(self) -> None:
+        """Gives the archive, which is whole, its comment."""
+        length = COMMENT_BYTES.to_bytes(LENGTH_BYTES, "little")
+        self._file.seek(-LENGTH_BYTES, os.SEEK_END)
+        self._sha256.update(length)
+        self._file.write(length + f"sha256:{self._sha256.hexdigest()}".encode())
+
+    def _hash(self, before: bytes, block: memoryview) -> None:
+        """What can no longer be the end."""
+        kept = max(0, len(before) + len(block) - LENGTH_BYTES)
+        self._sha256.update(before[:kept])
+        self._sha256.update(block[: max(0, kept - len(before))])
+
+
+def _save(checkpoint: dict[str, Any], file: _HashedFile) -> None:
     try:
         torch.save(checkpoint, file)
     except RuntimeError as error:  # "unexpected pos": torch closes the archive after a write that failed
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-
-
-def _sign(file: BinaryIO) -> None:
-    end = file.seek(0, os.SEEK_END)
-    file.seek(end - LENGTH_BYTES)
-    file.write(COMMENT_BYTES.to_bytes(LENGTH_BYTES, "little"))
-    file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    file.write(f"sha256:{digest}".encode())
 
 
 def check_undamaged(path: Path) -> None:

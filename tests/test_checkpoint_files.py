@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import hashlib
 import io
 import os
 import resource
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint_files import DamagedCheckpoint, check_undamaged, load_checkpoint, step_of, write_checkpoint
+from checkpoint_files import DamagedCheckpoint, _HashedFile, check_undamaged, load_checkpoint, step_of, write_checkpoint
 
 
 def checkpoint_at(step: int, values: int = 6) -> dict:
@@ -96,6 +97,32 @@ class Unreadable(io.FileIO):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     readall = readinto = read
+
+
+def test_what_is_written_is_not_read_again(tmp_path):
+    """All devices wait for it, and a checkpoint may be larger than the memory that is free for files."""
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    path = tmp_path / "some.ckpt"
+    before = bytes_read()
+    write_checkpoint(checkpoint_at(3, values=1 << 20), path)  # 4 MiB
+    assert bytes_read() - before < 1 << 20
+    check_undamaged(path)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 3], [1, 40, 1], [0, 5, 1, 1], [2]])
+def test_the_digest_is_that_of_the_file_whatever_the_blocks(tmp_path, sizes):
+    path = tmp_path / "some.ckpt"
+    with path.open("wb") as file:
+        with _HashedFile(file) as hashed:
+            for size in sizes:
+                hashed.write(memoryview(os.urandom(size)))
+        hashed.sign()
+    content, comment = path.read_bytes()[:-71], path.read_bytes()[-71:]
+    assert content.endswith(b"\x47\x00") and len(content) == sum(sizes)
+    assert comment.decode() == f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 @pytest.mark.parametrize("signed", [True, False])
