@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
+import data.near_duplicates as near
 from data.near_duplicates import near_duplicates, picture_hash
 from tests.data.test_reduced import jpeg, scene
 
@@ -22,16 +23,41 @@ def by_all_pairs(hashes: list[int], most_bits: int) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 63), max_size=9)), max_size=40), st.integers(0, 7))
-def test_as_comparing_all_pairs(near: list[tuple[int, list[int]]], most_bits: int):
+def test_as_comparing_all_pairs(few_bits_away: list[tuple[int, list[int]]], most_bits: int):
     """Some hashes, and others a few bits from them."""
     middle = [int(each) for each in np.random.default_rng(1).integers(0, 2**64, 6, dtype=np.uint64)]
     hashes = []
-    for which, bits in near:
+    for which, bits in few_bits_away:
         own = middle[which]
         for bit in bits:
             own ^= 1 << bit
         hashes.append(own)
-    assert near_duplicates(np.array(hashes, np.uint64), most_bits).tolist() == by_all_pairs(hashes, most_bits)
+    expected = by_all_pairs(hashes, most_bits)
+    assert near_duplicates(np.array(hashes, np.uint64), most_bits).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:  # parted, and parted again
+        for name, value in (("_SETTLED_ONE_BY_ONE", 2), ("_COMPARED", 2), ("_AT_ONCE", 5)):
+            patch.setattr(near, name, value)
+        assert near_duplicates(np.array(hashes, np.uint64), most_bits).tolist() == expected
+
+
+@pytest.mark.parametrize("most_bits", [1, 3, 7])
+@pytest.mark.parametrize("free", [2**64 - 1, 2**64 - 2**16, 2**40 - 2**16, 0xFFF0000FFF])
+def test_many_as_comparing_all_pairs(free: int, most_bits: int):
+    """Hashes that are alike in no bits, in a part, in five eighths and in scattered bits; each tenth near another."""
+    draws = np.random.default_rng(0)
+    hashes = draws.integers(0, 2**64, 1500, dtype=np.uint64) & np.uint64(free)
+    hashes[::10] = hashes[draws.permutation(150)] ^ np.uint64(0b10010)
+    expected = by_all_pairs(hashes.tolist(), most_bits)
+    assert near_duplicates(hashes, most_bits).tolist() == expected
+
+
+def test_few_are_compared_where_many_share_a_part(monkeypatch):
+    """It was all pairs of them."""
+    compared, count = [], np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda values: compared.append(values.size) or count(values))
+    hashes = np.random.default_rng(0).integers(0, 2**64, 20_000, dtype=np.uint64) & np.uint64(2**64 - 2**16)
+    near_duplicates(hashes, 3)
+    assert sum(compared) < len(hashes) ** 2 / 10
 
 
 def test_bits_of_a_picture_by_hand():
