@@ -75,7 +75,12 @@ def _table(source: Keyed) -> SplitTable:
 
 def key_hash(key: str) -> int:
     """64 bits of BLAKE2b, of the key by itself alone: a key stays on its side of the split when the set grows."""
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return encoded_key_hash(key.encode("utf-8", "surrogatepass"))
+
+
+def encoded_key_hash(key: bytes) -> int:
+    """`key_hash` of a key that is encoded already."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
 def spread(indices: Sequence[int] | Tensor, count: int) -> Tensor:

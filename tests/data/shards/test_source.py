@@ -15,7 +15,7 @@ from data.shards.config import ShardsConfig, ShardSet
 from data.shards.grouping import key_and_suffix
 from data.shards.source import ShardsSource
 from data.source import Source
-from data.split import _table, fingerprint, key_hash
+from data.split import _table, encoded_key_hash, fingerprint
 from tests.data.shards.tars import Member, number_of, picture, sample, shards_of, write_tar
 
 
@@ -204,9 +204,9 @@ def test_copies_of_a_picture_are_rejected_whatever_their_keys(tmp_path):
 def test_keys_of_named_sets_are_hashed_once(tmp_path, monkeypatch):
     shards_of(tmp_path, range(12))
     hashed = []
-    monkeypatch.setattr("data.shards.source.key_hash", lambda key: hashed.append(key) or key_hash(key))
+    monkeypatch.setattr("data.shards.source.encoded_key_hash", lambda key: hashed.append(key) or encoded_key_hash(key))
     open_shards(ShardsConfig(sets=[ShardSet(path=str(tmp_path), name="a")])).split_table()
-    assert hashed == [f"a/{n:09d}" for n in range(12)]
+    assert hashed == [f"a/{n:09d}".encode() for n in range(12)]
 
 
 def test_an_unknown_split_is_refused(tmp_path):
