@@ -110,9 +110,9 @@ class FilteredSource:
 
     Every caption is asked once when this is made. Aspect ratios are known without decoding a picture: of shards, from
     the pictures' headers, so that a broken one stays until it is read. For near duplicates all pictures are decoded,
-    and the broken ones rejected: of shards once, for what they look like is kept in the shards' indexes and serves
-    every later start and other settings; of folders at each start, beside the decoding that finds broken files. What is
-    left out is not held against the source (`max_rejected`), but counted and listed by reason in its report.
+    and the broken ones rejected: once, for what they look like is kept in the shards' indexes, or beside a folder's
+    report, and serves every later start and other settings. What is left out is not held against the source
+    (`max_rejected`), but counted and listed by reason in its report.
 
     Args:
         source: of pictures, with a report.

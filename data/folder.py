@@ -1,7 +1,9 @@
 """A folder of one's own pictures as a source of training samples.
 
 Every picture is read and decoded once when the source is made, so that a broken file is found then and not in the
-middle of a run. What cannot be used is rejected with its reason (rejects.py) and never replaced by another sample.
+middle of a run. What was found is kept beside the report (scans.py), so that the next start, and the run's other
+devices, decode only what is new or has changed. What cannot be used is rejected with its reason (rejects.py) and never
+replaced by another sample.
 """
 
 import hashlib
@@ -10,9 +12,10 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -24,6 +27,7 @@ from data.captions import LOOKED_FOR, Captions, read_captions
 from data.near_duplicates import LEAST_SIDE, Hashes, picture_hash
 from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, place_of, read_file
 from data.rejects import Reason, Reject, Rejected, Report, printable
+from data.scans import DIGEST_BYTES, Scanned, Scans, Stamp, stamp_of
 from data.threads import in_threads
 from data.waiting import with_progress
 
@@ -36,13 +40,6 @@ class _Sample(NamedTuple):
     key: str
     captions: tuple[str, ...]
     split: str | None
-
-
-class _Scanned(NamedTuple):
-    """What decoding a picture has found."""
-
-    digest: bytes  # of its file
-    size: tuple[int, int]  # upright
 
 
 class FolderSource:
@@ -58,7 +55,8 @@ class FolderSource:
             caption files will do, and caption files that are foreign or malformed, or name what is not there, are
             noted, not rejected. Captions and splits are taken where they can be had.
         max_rejected: the largest fraction of rejected files that is put up with, in [0, 1].
-        report: a JSON file that is given the full list of rejects, also where the source then refuses the folder.
+        report: a JSON file that is given the full list of rejects, also where the source then refuses the folder. What
+            decoding has found is kept beside it.
 
     Raises:
         ValueError: no pictures, no known layout of captions, captions that name no file, malformed caption tables,
@@ -81,7 +79,10 @@ class FolderSource:
         read = _captions if need_captions else _captions_at_hand
         captions, notes = read(self.folder, pictures, others)
         candidates, without = _candidates(pictures, captions, need_captions)
-        self._scanned, broken = _scan(self.folder, [sample.key for sample in candidates])
+        report = report and Path(report)
+        self._record = report and report.with_name(f"{report.stem}-scan.safetensors")
+        scans = Scans(self._record, self.folder)
+        self._scanned, broken = _scan(self.folder, [sample.key for sample in candidates], scans)
         self._samples = [sample for sample in candidates if sample.key in self._scanned]
         self.report = Report(
             folder=self.folder,
@@ -93,7 +94,7 @@ class FolderSource:
             notes=(*notes, *_unread(others)),
         )
         if report is not None:
-            self.report.save(Path(report))
+            self.report.save(report)
         self.report.enforce(max_rejected)
         log.log(logging.WARNING if self.report.rejects else logging.INFO, self.report.summary())
 
@@ -150,17 +151,22 @@ class FolderSource:
         return np.array([self._scanned[sample.key].size for sample in self._samples], np.uint32)
 
     def hashes(self) -> Hashes:
-        """What the pictures look like, and which broke since the scan; they are decoded for it, each time.
+        """What the pictures look like, and which broke since the scan. They are decoded for it, unless what was found
+        an earlier time has been kept.
 
         Raises `PictureError` as `image` does.
         """
 
         def look(row: int) -> int | Reject:
+            scanned = scans.get(self.key(row), self._scanned[self.key(row)].stamp)
+            if scanned is not None and scanned.look is not None:
+                return scanned.look
             try:
                 return picture_hash(self.image(row, LEAST_SIDE))
             except Rejected as error:
                 return error.reject
 
+        scans = Scans(self._record, self.folder)
         bits, broken = np.zeros(len(self), np.uint64), {}
         looks = in_threads(look, range(len(self)))
         for row, found in enumerate(with_progress(looks, len(self), self.folder, done="looked at", things="pictures")):
@@ -168,6 +174,10 @@ class FolderSource:
                 broken[row] = found
             else:
                 bits[row] = found
+                key = self.key(row)
+                if stamp_of(self.folder / key) == self._scanned[key].stamp:  # else it was another file's look
+                    scans.add(key, self._scanned[key]._replace(look=found))
+        scans.keep()
         return Hashes(bits, broken)
 
     def identity(self) -> Iterator[str]:
@@ -273,31 +283,42 @@ def _split_of_folder(key: str) -> str | None:
     return SPLITS.get(first.lower()) if rest else None
 
 
-def _scan(folder: Path, keys: Sequence[str]) -> tuple[dict[str, _Scanned], list[Reject]]:
+def _scan(folder: Path, keys: Sequence[str], scans: Scans) -> tuple[dict[str, Scanned], list[Reject]]:
     """What is known of the whole pictures by key, and the rejects: broken ones and later copies of the same bytes."""
     first: dict[bytes, str] = {}
     scanned, rejects = {}, []
-    read = in_threads(lambda key: _read(folder / key), keys)  # decoding and hashing release the interpreter's lock
-    for key, result in zip(
-        keys, with_progress(read, len(keys), folder, done="checked", things="pictures"), strict=True
-    ):
-        if isinstance(result, PictureError):
-            rejects.append(Reject(key, Reason.BROKEN, str(result)))
-        elif first.setdefault(result.digest, key) != key:
-            rejects.append(Reject(key, Reason.DUPLICATE, f"same bytes as {first[result.digest]}"))
-        else:
-            scanned[key] = result
+    # Decoding and hashing release the interpreter's lock.
+    read = in_threads(lambda key: _read(folder / key, partial(scans.get, key)), keys)
+    try:
+        for key, result in zip(
+            keys, with_progress(read, len(keys), folder, done="checked", things="pictures"), strict=True
+        ):
+            if isinstance(result, PictureError):
+                rejects.append(Reject(key, Reason.BROKEN, str(result)))
+                continue
+            scans.add(key, result)
+            if first.setdefault(result.digest, key) != key:
+                rejects.append(Reject(key, Reason.DUPLICATE, f"same bytes as {first[result.digest]}"))
+            else:
+                scanned[key] = result
+    except BaseException:  # Ctrl-C too: the next start goes on from here
+        scans.keep()
+        raise
+    scans.keep(keys)
     return scanned, rejects
 
 
-def _read(path: Path) -> _Scanned | PictureError:
-    """Decodes the picture from the whole file; what it is, or what is wrong with it."""
+def _read(path: Path, known: Callable[[Stamp | None], Scanned | None]) -> Scanned | PictureError:
+    """What is known of the picture; else it is decoded from the whole file: what it is, or what is wrong with it."""
+    stamp = stamp_of(path)
+    if (scanned := known(stamp)) is not None:
+        return scanned
     try:
         data = read_file(path)
         size = place_of(decode_picture(data, least=1)).size
     except PictureError as error:
         return error
-    return _Scanned(_digest(data), size)
+    return Scanned(stamp if stamp_of(path) == stamp else None, _digest(data), size)
 
 
 def _is_of_the_system(error: PictureError) -> bool:
@@ -307,4 +328,4 @@ def _is_of_the_system(error: PictureError) -> bool:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
