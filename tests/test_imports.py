@@ -17,6 +17,7 @@ ROOMS = ("kernels", "data", "vqvae", "transformer")
 LIBRARY = (
     *ROOMS,
     "whole_files",
+    "locks",
     "grids",
     "model_files",
     "muon",
@@ -42,7 +43,6 @@ HELPERS = (
     "sharding",
     "metrics",
     "config_files",
-    "locks",
     "checkpoint_files",
     "checkpoint_folder",
     "resume_command",
@@ -55,7 +55,7 @@ SCRIPTS = ("train", "encode", "evaluate", "fit_palette", "sample")
 MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "kernels": (),
     "whole_files": (),
-    "data": ("grids", "whole_files"),  # grids: the contact sheet of data/inspect.py
+    "data": ("grids", "locks", "whole_files"),  # grids: the contact sheet of data/inspect.py
     "model_files": ("whole_files",),
     "muon": (),
     "guard": (),

@@ -16,6 +16,7 @@ from data.shards.__main__ import run
 from data.shards.packing import pack
 from data.shards.source import ShardsSource
 from data.source import Source
+from locks import only_writer
 from tests.data.shards.tars import number_of, picture
 
 NAMES = [
@@ -90,6 +91,35 @@ def test_nothing_is_left_of_what_failed(folder, tmp_path):
         pack(source, tmp_path / "shards", size=2)
     with pytest.raises(ValueError, match="size=0"):
         pack(source, tmp_path / "other", size=0)
+
+
+def test_what_a_killed_process_has_left_goes(folder, tmp_path):
+    source, left = FolderSource(folder, need_captions=True), tmp_path / "shards.partial"
+    left.mkdir()
+    for name in (".lock", "00000.tar", "00007.tar"):
+        (left / name).write_bytes(b"half")
+    assert pack(source, tmp_path / "shards", size=5) == 2
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["00000.tar", "00001.tar"]
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "shards"}
+    assert len(ShardsSource(str(tmp_path / "shards"), need_captions=True)) == len(NAMES)
+
+
+def test_what_packing_did_not_leave_stays(folder, tmp_path):
+    kept = tmp_path / "shards.partial" / "mine.tar"
+    kept.parent.mkdir()
+    kept.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"mine\.tar is none of the shards that packing leaves"):
+        pack(FolderSource(folder, need_captions=True), tmp_path / "shards", size=5)
+    assert kept.read_bytes() == b"mine"
+
+
+def test_two_do_not_write_the_same_shards(folder, tmp_path):
+    source = FolderSource(folder, need_captions=True)
+    with only_writer(tmp_path / "shards.partial"):
+        (tmp_path / "shards.partial" / "00000.tar").write_bytes(b"half")
+        with pytest.raises(ValueError, match=rf"shards.partial is being written by process {os.getpid()}"):
+            pack(source, tmp_path / "shards", size=5)
+        assert (tmp_path / "shards.partial" / "00000.tar").read_bytes() == b"half"
 
 
 def test_shards_are_on_the_disk_before_they_appear(folder, tmp_path, monkeypatch):
