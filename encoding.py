@@ -110,8 +110,7 @@ def begin(
         device=next(image_tokenizer.parameters()).device.type,
         rows_per_shard=config.rows_per_shard,
     )
-    writer = CodesWriter(Path(folder), recipe, described)
-    writer.begin()
+    writer = CodesWriter(Path(folder), recipe, described).begin()
     return Encoding(source, writer, config, writer.missing())
 
 

@@ -5,6 +5,7 @@ settings it does not know, falls back to a pickle and takes a mistyped path for 
 same, so such a folder can be uploaded to the Hub and downloaded from it as it is.
 """
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from whole_files import read_object, written_beside
+from whole_files import read_object, sync, written_beside
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -31,11 +32,23 @@ def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    for part in folder.glob(f".{WEIGHTS}.*.part"):  # of a process that was killed
+        part.unlink()
     with written_beside(folder / CONFIG) as settings:
         settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        sync(settings)
         with written_beside(folder / WEIGHTS) as weights:
-            save_file(tensors, weights, metadata={"format": "pt"})
+            write_tensors(tensors, weights, {"format": "pt"})
             (folder / CONFIG).unlink(missing_ok=True)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Brought to the disk. Raises OSError naming the file where it cannot be written."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # its own, also for a full disk
+        raise OSError(errno.EIO, str(error), str(path)) from error
+    sync(path)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from transformer.model import Prior
 from transformer.sampling import SamplingConfig
 from transformer.serving import Weights, for_decoding
 from vqvae.folders import load_image_tokenizer
+from whole_files import write_file
 
 BUNDLE, IMAGE_TOKENIZER, TEXT_TOKENIZER = "bundle.json", "image_tokenizer", "tokenizer.json"
 LIBRARIES = ("torch", "torchvision", "tokenizers", "safetensors", "pytorch-lightning")
@@ -144,9 +145,7 @@ class TextToImage:
             "data": data_fingerprint,
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        beside = folder / f".{BUNDLE}.part"
-        beside.write_text(json.dumps(bundle, indent=2) + "\n", encoding="utf-8")
-        beside.replace(folder / BUNDLE)
+        write_file(folder / BUNDLE, (json.dumps(bundle, indent=2) + "\n").encode())
 
     def _fingerprints(self) -> dict[str, str]:
         return {

@@ -28,7 +28,7 @@ from callbacks.optimizer_settings import OptimizerSettings
 from callbacks.output import say
 from callbacks.pictures import PictureWriter
 from callbacks.progress import Progress
-from callbacks.run_config import REJECTS, SETTINGS, settings_of
+from callbacks.run_config import CONFIG_FILE, REJECTS, SETTINGS, settings_of
 from callbacks.same_checkpoint import Resumed, SameCheckpoint
 from callbacks.update_watch import UpdateWatch
 from checkpoint_files import TRAINING_STATE, load_checkpoint
@@ -218,8 +218,13 @@ class RunCLI(LightningCLI):
                     f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
                 )
             return None
-        if ckpt_path == "last" and self.files.empty:  # as of a job that was ended before its first one
-            log.warning("no checkpoint in %s yet: the run begins anew", self.run_folder)
+        if ckpt_path == "last" and self.files.empty:
+            if not (self.run_folder / CONFIG_FILE).is_file():
+                raise ValueError(
+                    f"no checkpoint {self.files.last}, and no run was begun in {self.run_folder}: to begin one, leave "
+                    "out --ckpt_path"
+                )
+            log.warning("no checkpoint in %s yet, where a run was begun: it begins anew", self.run_folder)
             return None
         path, checkpoint = self._existing_checkpoint(ckpt_path, TRAINING_STATE)
         if ckpt_path != "last" and holds_run and not self._existing_checkpoint("last")[0].samefile(path):

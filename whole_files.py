@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and JSON files that hold an object."""
 
+import errno
 import json
 import os
 import uuid
@@ -23,7 +24,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         sync(part)
         part.replace(path)
     except OSError as error:
-        if error.errno is None:  # an encoder's own
+        if error.errno is None or error.filename not in (None, str(part)):  # an encoder's own, or of another file
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -60,6 +61,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # as some network file systems answer
+            raise
     finally:
         os.close(descriptor)
 

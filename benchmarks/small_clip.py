@@ -25,7 +25,6 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 import cli
@@ -34,6 +33,7 @@ from clip_scores import CONFIG
 from data.scene import COLOURS, INVERSE, SHAPES, Scene, parse_caption
 from data.shapes import Drawing, ShapesConfig, draw
 from data.transforms import evaluation_crop
+from model_files import write_tensors
 from pipeline import ImageTokenizer, TextToImage
 from transformer.schedules import cosine_factor
 from whole_files import written_beside
@@ -243,7 +243,7 @@ def save(model: open_clip.CLIP, sizes: dict[str, Any], folder: Path) -> None:
     with written_beside(folder / CONFIG) as settings:
         settings.write_text(content, encoding="utf-8")
         with written_beside(folder / WEIGHTS) as weights:
-            save_file(tensors, weights, metadata={"format": "pt"})
+            write_tensors(tensors, weights, {"format": "pt"})
             (folder / CONFIG).unlink(missing_ok=True)
 
 

@@ -207,10 +207,8 @@ class CodeShard:
         return {name: value for name, value in self._said.items() if name not in digests}
 
     def _compare(self, what: str, name: str, found: str) -> None:
-        if found != self._said[name]:
-            raise ValueError(
-                f"{self.path} is damaged: the checksum of its {what} is {found}, expected {self._said[name]}"
-            )
+        if found != (said := self._said.get(name)):
+            raise ValueError(f"{self.path} is damaged: the checksum of its {what} is {found}, expected {said}")
 
 
 class _Texts:

@@ -5,7 +5,7 @@ made again, and whoever makes a shard a second time writes the same bytes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +42,20 @@ class CodesWriter:
     recipe: Recipe
     source: str = ""
 
-    def begin(self) -> None:
-        """Makes the folder, or takes up one that the same recipe has begun or finished.
+    def begin(self) -> "CodesWriter":
+        """Makes the folder, or takes up one that the same recipe has begun or finished; the writer to go on with, whose
+        recipe is the folder's: that of a former version may say less.
 
         Raises ValueError where there is anything else, naming what is different.
         """
+        recipe = self.recipe
         if (self.folder / MANIFEST).is_file():
-            self.recipe.check_same(read_manifest(self.folder).recipe, self.folder)
+            recipe = read_manifest(self.folder).recipe
+            self.recipe.check_same(recipe, self.folder)
             (self.folder / RECIPE).unlink(missing_ok=True)  # of a process that was killed after it wrote the manifest
         elif (self.folder / RECIPE).is_file():
-            self.recipe.check_same(read_recipe(self.folder)[0], self.folder)
+            recipe = read_recipe(self.folder)[0]
+            self.recipe.check_same(recipe, self.folder)
         else:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file, expected a folder for the codes")
@@ -61,6 +65,7 @@ class CodesWriter:
             write_recipe(self.folder, self.recipe, self.source)
         for beside in self.folder.glob(".*.part"):  # of a process that was killed
             beside.unlink()
+        return replace(self, recipe=recipe)
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there yet."""
@@ -143,8 +148,7 @@ def write_codes(
     folder: str | Path, recipe: Recipe, rows: Sequence[Row], codes: Tensor, source: str = ""
 ) -> CodesSource:
     """Codes that are in memory, (N, K, h, w), as a folder. Raises ValueError as `CodesWriter` does."""
-    writer = CodesWriter(Path(folder), recipe, source)
-    writer.begin()
+    writer = CodesWriter(Path(folder), recipe, source).begin()
     for number in writer.missing():
         of = recipe.rows(number)
         writer.write(number, rows[of.start : of.stop], codes[of.start : of.stop])

@@ -14,6 +14,7 @@ from PIL import Image
 
 import encoding
 import whole_files
+from data.code_manifest import Recipe
 from data.codes import CodesSource
 from data.datamodule import PriorData
 from data.folder import FolderSource
@@ -151,15 +152,21 @@ def test_other_pictures_or_another_tokenizer_are_refused_by_name(tmp_path):
         encode_source(drawings(), tokenizer(), tmp_path / "codes", EncodeConfig(batch_size=5))
 
 
-def test_a_manifest_that_does_not_say_how_it_was_encoded_is_read(tmp_path):
-    """Those of the first versions."""
-    encode_source(drawings(), tokenizer(), tmp_path / "codes")
-    path = tmp_path / "codes" / "manifest.json"
-    content = json.loads(path.read_text())
-    assert (content.pop("batch_size"), content.pop("device")) == (32, "cpu")
-    path.write_text(json.dumps(content))
-    assert len(CodesSource(tmp_path / "codes")) == len(drawings())
-    assert len(encode_source(drawings(), tokenizer(), tmp_path / "codes")) == len(drawings())
+@pytest.mark.parametrize("lacks", ["manifest.json", "000001.safetensors"])
+def test_codes_of_former_versions_are_gone_on_with(tmp_path, monkeypatch, lacks):
+    """Which did not say the batch size and the device they were encoded by."""
+    config = EncodeConfig(rows_per_shard=4)
+    with monkeypatch.context() as former:
+        former.setattr(encoding, "Recipe", lambda *, batch_size, device, **said: Recipe(**said))
+        encode_source(drawings(), tokenizer(), tmp_path / "codes", config)
+        if lacks == "manifest.json":
+            recipe = json.loads((tmp_path / "codes" / "manifest.json").read_text())
+            (tmp_path / "codes" / "recipe.json").write_text(json.dumps(recipe))
+            (tmp_path / "codes" / "000002.safetensors").unlink()
+    (tmp_path / "codes" / lacks).unlink()
+    codes = encode_source(drawings(), tokenizer(), tmp_path / "codes", config)
+    assert rows_of(codes) == rows_of(drawings())
+    assert "batch_size" not in json.loads((tmp_path / "codes" / "manifest.json").read_text())
 
 
 def test_a_folder_with_something_else_is_kept(tmp_path):

@@ -63,7 +63,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "transformer": ("kernels", "model_files", "muon", "guard"),
     "previews": ("transformer", "data"),
     "batching": (),
-    "pipeline": ("vqvae", "transformer", "data", "previews", "batching"),
+    "pipeline": ("whole_files", "vqvae", "transformer", "data", "previews", "batching"),
     "encoding": ("data", "pipeline"),
     "completion": ("data", "pipeline", "transformer"),
     "grids": ("whole_files",),

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from model_files import mismatches
+from model_files import mismatches, write_tensors
 from vqvae.foreign.arrays import is_array, tensor_of
 from vqvae.foreign.pickles import Built, read_pickle
 from vqvae.lpips import BACKBONES, KIND, LPIPS, SOURCE, file_name
@@ -51,7 +50,7 @@ def convert(source: str | Path, out: str | Path) -> list[Path]:
 
 def _save(tensors: dict[str, Tensor], net: str, path: Path) -> Path:
     with written_beside(path) as part:
-        save_file(tensors, part, metadata={"kind": KIND, "net": net})
+        write_tensors(tensors, part, {"kind": KIND, "net": net})
     return path
 
 

@@ -213,7 +213,9 @@ def _make_one(job: Job) -> str | None:
     except Unusable as reason:
         return str(reason)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, picture)
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_bytes(picture)
+    beside.replace(path)  # not synced, which takes twenty times as long: it can be made again
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.order import EpochOrder, generator_of
 
+ORDER = 2  # of which kind the order below is: 1 cut each epoch's shares by itself
 _ROUNDS = -1  # tells the draws of a set's rounds from those of the epochs
 
 
@@ -40,6 +41,9 @@ class MixedOrder(EpochOrder):
         super().__init__(torch.cat(list(sets)), shuffle=True, **settings)
         self.sets = tuple(sets)
         self.weights = tuple(weights)
+
+    def arithmetic(self) -> dict[str, int]:
+        return super().arithmetic() | {"order of mixtures": ORDER}
 
     def _order(self) -> Tensor:
         starts, ends = (apportion(epochs * len(self.indices), self.weights) for epochs in (self.epoch, self.epoch + 1))

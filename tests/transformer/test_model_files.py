@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import whole_files
 from transformer.model import Prior
 
 
@@ -52,6 +53,27 @@ def test_a_save_that_is_cut_between_its_renames_mixes_nothing(make_prior, folder
         make_prior(conv_kernel=5).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"no file .*config\.json"):
         Prior.from_pretrained(folder)
+
+
+def test_a_disk_that_is_full_only_when_it_is_to_keep_the_weights_leaves_the_old_ones(make_prior, folder, monkeypatch):
+    """As network file systems and quotas say it."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patched:
+
+        def full(descriptor: int) -> None:
+            if "safetensors" in Path(f"/proc/self/fd/{descriptor}").readlink().name:
+                raise OSError(28, "No space left on device")
+
+        patched.setattr(whole_files.os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*model\.safetensors'"):
+            make_prior(n_layer=2).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_save_left_goes_with_the_next(make_prior, folder):
+    (folder / ".model.safetensors.0a1b2c3d.part").write_bytes(b"half")
+    make_prior().save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
