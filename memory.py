@@ -12,6 +12,7 @@ import torch
 
 RUN_OUT = ("allocate memory", "out of memory", "ALLOC_FAILED")  # in messages of PyTorch's, CUDA's and its libraries'
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+STATUS = Path("/proc/self/status")  # Linux'
 AT_RISK = 0.9  # of what is there: a run meets larger moments than its first updates, and other programs
 SMALLER = (
     "halve data.loading.batch_size and double trainer.accumulate_grad_batches, which trains the same; a prior takes "
@@ -31,8 +32,18 @@ def memory_of(device: torch.device) -> Memory:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return Memory(torch.cuda.max_memory_reserved(device), free + torch.cuda.memory_reserved(device))
+    return Memory(_own_peak(), _of_machine())
+
+
+def _own_peak() -> int:
+    """The most that this process has had in memory. `ru_maxrss`, where the system says no better, is at first what the
+    process that started this one had."""
+    lines = STATUS.read_text().splitlines() if STATUS.is_file() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):  # "VmHWM:    12 kB"
+            return 1024 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
-    return Memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, _of_machine())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def own_memory(processes: Iterable[int]) -> int:

@@ -19,8 +19,11 @@ from typing import NoReturn
 
 import pytorch_lightning as pl
 
+from start_signals import INTERRUPTED
+
 STARTED_BY = "IMAGEWORDS_STARTED_BY"  # in the environment of further processes: the first one's number
 EVERY = 0.2  # seconds between two looks
+IN_ORDER = (0, INTERRUPTED)  # exit codes of a process whose work is over, maybe before that of the first one is
 PATIENCE = 5.0  # seconds that a process has to end by itself once another one has, with its own error
 
 _over = threading.Event()
@@ -50,8 +53,9 @@ def watch_first_process(to_go_on: str, patience: float = PATIENCE) -> None:
 
 @contextmanager
 def processes_watched(trainer: pl.Trainer) -> Iterator[None]:
-    """Around the Trainer's work: has the first process end when one of those that it has started did, with another
-    exit code than 0. For a script that has called `watch_first_process`.
+    """Around the Trainer's work: has the first process end when one of those that it has started did, with an exit code
+    that is not IN_ORDER; and where a signal ends the first one, ends the others before it. For a script that has called
+    `watch_first_process`.
     """
     strategy = trainer.strategy
     meet = strategy.setup_environment  # what the Trainer does once the processes are started: it waits for all of them
@@ -67,6 +71,10 @@ def processes_watched(trainer: pl.Trainer) -> Iterator[None]:
     except RuntimeError:  # a connection that broke is found before the end of the process that broke it
         if trainer.world_size > 1 and STARTED_BY in os.environ:
             _blame_a_process()
+        raise
+    except (SystemExit, KeyboardInterrupt):  # which the others would take for its death, and say so
+        for process in getattr(strategy.launcher, "procs", ()):
+            process.kill()
         raise
     finally:
         _over.set()
@@ -97,16 +105,17 @@ def _watch_started_by(launcher: object) -> None:
 
 
 def _watch_started() -> None:
-    while (ended := _ended()) is None:
+    while (ended := _ended(IN_ORDER)) is None:
         if _over.wait(EVERY):
             return
     if not _over.wait(_patience):
         _end_without(ended)
 
 
-def _ended() -> int | None:
-    """The place of a process that has ended, and not well."""
-    return next((number for number, process in enumerate(_started) if process.poll()), None)
+def _ended(well: tuple[int, ...]) -> int | None:
+    """The place of a process that has ended, and with none of these exit codes."""
+    codes = (process.poll() for process in _started)
+    return next((number for number, code in enumerate(codes) if code is not None and code not in well), None)
 
 
 def _end_without(number: int) -> NoReturn:
@@ -124,7 +133,7 @@ def _blame_a_process() -> None:
     """Does not return where another process has ended."""
     until = time.monotonic() + 5 * EVERY
     while time.monotonic() < until:
-        if (ended := _ended()) is not None:
+        if (ended := _ended((0,))) is not None:  # nor can the others go on where Ctrl-C has ended one of them alone
             _end_without(ended)
         if _first is not None and os.getppid() != _first:
             _end_without_first()

@@ -13,7 +13,7 @@ from typing import NoReturn
 INTERRUPTED = 130  # the exit code of what Ctrl-C has ended
 TAKEN_AWAY = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
-_process: int | None = None  # that these handlers are of; a forked one inherits them
+_process: int | None = None  # that these handlers are of, if any; a forked one inherits them
 _importing = False
 
 
@@ -42,7 +42,10 @@ def imports_over() -> None:
 
 
 def leave() -> None:
-    """Has SIGTERM and SIGUSR1 do what they do by themselves."""
+    """Has SIGTERM and SIGUSR1 do what they do by themselves; also where others have replaced the handlers of this
+    module and put them back later."""
+    global _process
+    _process = None
     for number in TAKEN_AWAY:
         if signal.getsignal(number) is _end:
             signal.signal(number, signal.SIG_DFL)
@@ -66,7 +69,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
-    if os.getpid() != _process:  # its parent ends it by this
+    if os.getpid() != _process:  # a forked one, which its parent ends by this, or the training has begun
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
         return

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import start_signals
 from callbacks.output import say
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
@@ -35,7 +36,12 @@ class StopSignals:
 
     def install(self) -> None:
         """After others have taken the signals: Lightning does so for SIGTERM and, under SLURM, for SIGUSR1, which it
-        answers with a checkpoint in the middle of a step."""
+        answers with a checkpoint in the middle of a step.
+
+        From here on, no signal comes before the training: not even when an error has ended it, and Lightning and
+        `restore` have put back the handlers that say so.
+        """
+        start_signals.leave()
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             for number in SIGNALS:
                 signal.signal(number, self._receive)

@@ -2,9 +2,11 @@
 
 import os
 import re
+import resource
 import shutil
 import sys
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +196,18 @@ def test_a_model_that_does_not_fit(more, tokenizer_run, tmp_path, capsys):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match=r"^shapes$"), out_of_memory_said(8):
         raise RuntimeError("shapes")
+
+
+def test_what_the_starting_process_had_does_not_count(tmp_path, monkeypatch):
+    """`ru_maxrss` of a process begins with it."""
+    large = SimpleNamespace(ru_maxrss=2**40)
+    monkeypatch.setattr(resource, "getrusage", lambda who: large)
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t  700 kB\nVmRSS:\t  300 kB\n")
+    monkeypatch.setattr(memory, "STATUS", status)
+    assert memory_of(torch.device("cpu")).peak == 700 * 1024
+    status.unlink()
+    assert memory_of(torch.device("cpu")).peak >= 2**40, "there is nothing better"
 
 
 def test_memory_of_a_container(tmp_path, monkeypatch):

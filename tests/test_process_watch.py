@@ -72,12 +72,17 @@ def ends(monkeypatch) -> Iterator[Queue]:
     process_watch._over.set()
 
 
+def trainer_of(process: str) -> SimpleNamespace:
+    """Of the first process, which has started one that does this."""
+    started = subprocess.Popen([sys.executable, "-S", "-c", process])
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[started]), setup_environment=lambda: None)
+    return SimpleNamespace(world_size=2, strategy=strategy)
+
+
 @pytest.fixture
 def trainer() -> SimpleNamespace:
     """Of the first process, which has started one that ends by an error."""
-    ended = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
-    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[ended]), setup_environment=lambda: None)
-    return SimpleNamespace(world_size=2, strategy=strategy)
+    return trainer_of("raise SystemExit(3)")
 
 
 def test_an_error_in_a_process_that_a_cluster_has_started_stays_one(monkeypatch, ends, trainer):
@@ -102,6 +107,36 @@ def test_a_process_that_ends_before_all_have_met_is_seen(monkeypatch, ends, trai
         trainer.strategy.setup_environment()
     assert "device 1 (" in (said := ends.get(timeout=20)) and said.endswith(") ended with exit code 3")
     assert of_lightning == [] and len(trainer.strategy.launcher.procs) == 1, "whom Lightning ends at Ctrl-C"
+
+
+def test_a_process_that_ctrl_c_has_ended_in_order_is_not_missed(monkeypatch, ends):
+    """The first one may be busy for long after the last step."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    watch_first_process("", patience=0)
+    trainer = trainer_of("raise SystemExit(130)")
+    (process,) = trainer.strategy.launcher.procs
+    with processes_watched(trainer):
+        trainer.strategy.setup_environment()
+        assert process.wait(timeout=20) == 130
+        with pytest.raises(Empty):
+            ends.get(timeout=3 * process_watch.EVERY)
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_a_first_process_that_a_signal_ends_ends_the_others_before_it(met, monkeypatch, ends):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    watch_first_process("")
+    trainer = trainer_of("import time; time.sleep(60)")
+    (process,) = trainer.strategy.launcher.procs
+    try:
+        with pytest.raises(SystemExit), processes_watched(trainer):
+            if met:
+                trainer.strategy.setup_environment()
+            raise SystemExit(0)
+        assert process.wait(timeout=5) == -signal.SIGKILL
+    finally:
+        process.kill()
+    assert ends.empty()
 
 
 @pytest.mark.parametrize(("device", "says"), [("1", True), ("2", False)])

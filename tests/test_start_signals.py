@@ -99,6 +99,23 @@ def test_after_a_run_signals_are_as_they_were_by_themselves(installed, tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_after_an_error_of_the_training_hides_no_error(installed, tmp_path, monkeypatch, capfd):
+    """It ends the process as it ends others, and not with exit code 0 and words of the time before the training."""
+
+    def fails(*_: object) -> None:
+        raise ValueError("planted")
+
+    ended = []
+    monkeypatch.setattr(train.TokenizerSystem, "training_step", fails)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(lambda: fit("tokenizer", tmp_path / "run"))
+    monkeypatch.setattr(os, "kill", lambda *process_and_number: ended.append(process_and_number))
+    signal.raise_signal(signal.SIGTERM)
+    assert ended == [(os.getpid(), signal.SIGTERM)]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert capfd.readouterr().err == "error: planted\n"
+
+
 def test_signals_that_are_ignored_stay_so():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
