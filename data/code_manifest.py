@@ -122,6 +122,10 @@ class Manifest(NamedTuple):
     bare: tuple[int, str | None]
     shards: tuple[ShardEntry, ...]
 
+    def shape(self, entry: ShardEntry) -> tuple[int, int, int, int]:
+        """(N, K, h, w), of the codes of a shard."""
+        return entry.pictures, self.recipe.crops, *self.recipe.grid_size
+
 
 def shard_name(number: int) -> str:
     return f"{number:06}.safetensors"

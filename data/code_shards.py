@@ -11,8 +11,9 @@ A shard is a safetensors file, so that any tool can look into it. Of N pictures 
     sums     (N, K + 1)   uint32: CRC-32 of each crop's codes, and of the picture's strings, bounds and firsts
 
 and in its header what made it and digests. Nothing is read into Python objects but what is asked for, so a set of
-millions opens at once; and whatever is read is checked: hashes, splits and the header at the opening, codes and strings
-by their sums each time, which takes two microseconds. Shards of version 1 had no sums, and are read without this.
+millions opens at once; and whatever is read is checked: hashes, splits and the header before training, codes and
+strings by their sums each time, which takes two microseconds. Shards of version 1 had no sums, and are read without
+this.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ MAX_CODEBOOK_SIZE = 2**16  # what uint16 holds
 VERSION = 2
 _DTYPES = {"codes": CODE, "strings": "<u1", "bounds": "<u8", "firsts": "<u8", "hashes": "<u8", "splits": "<u1"}
 _DTYPES_OF = {1: _DTYPES, VERSION: _DTYPES | {"sums": "<u4"}}
+_DTYPE_NAMES = {"U8": "<u1", "U16": CODE, "U32": "<u4", "U64": "<u8"}  # as safetensors says them
 _AXES = {"codes": 4, "sums": 2}  # the others have one
 _TABLES = ("hashes", "splits")  # which are read whole when a set is opened
 _REMEDY = "Remove the file: the encode.py command that made the folder then makes this one anew"
@@ -109,6 +111,35 @@ def sealed(said: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     said = dict(said) | {"tables": _digest(said, {name: arrays[name] for name in _TABLES})}
     said |= {"digest": _digest(said, arrays)}
     return save(dict(arrays), {_HEADER: json.dumps(said)})
+
+
+def sound_tables(path: Path, shape: tuple[int, ...], digest: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Hashes and splits of a shard, in a third of the time that mapping it takes, and without a map that stays.
+
+    None where it is not of VERSION, or anything in its header or of these is not as it was written, or it is not the
+    shard of this digest with codes of this shape: opening it says what is wrong.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            said = json.loads(file.metadata()[_HEADER])
+            header = Header(**said)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            dtypes = {name: _DTYPE_NAMES[part.get_dtype()] for name, part in slices.items()}
+            tables = {name: file.get_tensor(name) for name in _TABLES}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            ends = {name: int(slices[name][shapes[name][0] - 1 :][0]) for name in ("bounds", "firsts")}
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+    said = {name: value for name, value in said.items() if name not in ("tables", "digest")}
+    sound = (
+        dtypes == _DTYPES_OF[VERSION]
+        and (header.version, header.digest, shapes["codes"]) == (VERSION, digest, shape)
+        and header.tables == _digest(said, tables)
+        and shapes["hashes"] == shapes["splits"] == shape[:1]
+        and shapes["strings"] == (ends["bounds"],)
+        and shapes["bounds"] == (ends["firsts"] + 1,)
+    )
+    return (tables["hashes"], tables["splits"]) if sound else None
 
 
 def _place(row: Row) -> int:

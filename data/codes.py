@@ -3,17 +3,21 @@
 A folder holds shards (data/code_shards.py) and `manifest.json` (data/code_manifest.py), which is written last: without
 it, the folder is half-made and is not read. What is checked when:
 
-    at each opening    the manifest; every shard's size, header and shapes, that it is the one the manifest names, and
-                       by a checksum its splits and the hashes of its keys
-    when it is read    a picture's codes, key and captions, by their checksums; that a code is one of the tokenizer's
+    at each opening    the manifest; that every shard is there and of the size that the manifest names
+    by `split_table`   every shard's header and shapes, that it is the one the manifest names, and by a checksum its
+                       splits and the hashes of its keys: so before anything is trained
+    when it is read    the same of the picture's shard; a picture's codes, key and captions, by their checksums; that a
+                       code is one of the tokenizer's
     by `verify`        every byte, by the checksums (`python encode.py --verify FOLDER`); also when encoding ends
 
+A shard is mapped when it is first read from, for a process may have 65,530 maps on Linux, and each takes a millisecond.
 A shard must not be cut short while it is read: the system ends a process that reaches behind the end of a mapped file.
 """
 
 import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,10 +26,13 @@ import torch
 from torch import Tensor
 
 from data.code_manifest import MANIFEST, RECIPE, Manifest, ShardEntry, read_manifest
-from data.code_shards import VERSION, CodeShard
+from data.code_shards import VERSION, CodeShard, sound_tables
 from data.split import SplitTable
+from data.threads import in_threads
+from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
+OPEN_SHARDS = 32_768  # maps kept by each process that reads, those last used; larger sets want larger shards
 
 
 class CodesSource:
@@ -40,17 +47,10 @@ class CodesSource:
         recipe = self.manifest.recipe
         self.fingerprint, self.codebook_size = recipe.fingerprint, recipe.codebook_size
         self.grid_size, self.crops = recipe.grid_size, recipe.crops
-        self._shards = [open_shard(self.folder, self.manifest, entry) for entry in self.manifest.shards]
-        self._starts = [0, *accumulate(map(len, self._shards))][:-1]
-        old = sum(shard.header.version < VERSION for shard in self._shards)
-        if old:
-            log.warning(
-                "%s: %s of %s shards were written before each picture had a checksum: what damages them is found by "
-                "encode.py --verify alone",
-                self.folder,
-                f"{old:,}",
-                f"{len(self._shards):,}",
-            )
+        for entry in self.manifest.shards:
+            _check_size(self.folder, entry)
+        self._starts = [0, *accumulate(entry.pictures for entry in self.manifest.shards)][:-1]
+        self._shard = lru_cache(OPEN_SHARDS)(partial(_numbered, self.folder, self.manifest))
 
     def __reduce__(self) -> tuple:
         # A worker that is not forked maps the files instead of being sent their content.
@@ -72,10 +72,21 @@ class CodesSource:
         return shard.split(row)
 
     def split_table(self) -> SplitTable:
-        return SplitTable(*(np.concatenate(parts) for parts in zip(*self._tables(), strict=True)))
-
-    def _tables(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((shard.hashes, shard.splits) for shard in self._shards)
+        """As `data.split.Tabled` has it. Raises ValueError naming the shard whose header or tables are damaged."""
+        shards = self.manifest.shards
+        read = in_threads(partial(_tables, self.folder, self.manifest), shards)
+        tables = list(with_progress(read, len(shards), self.folder, done="opened", things="shards"))
+        old = sum(version < VERSION for _, _, version in tables)
+        if old:
+            log.warning(
+                "%s: %s of %s shards were written before each picture had a checksum: what damages them is found by "
+                "encode.py --verify alone",
+                self.folder,
+                f"{old:,}",
+                f"{len(shards):,}",
+            )
+        hashes, splits, _ = zip(*tables, strict=True)
+        return SplitTable(np.concatenate(hashes), np.concatenate(splits))
 
     def identity(self) -> Iterable[str]:
         """The image tokenizer and the digest of each shard, as the manifest has them: nothing is read for it."""
@@ -97,16 +108,35 @@ class CodesSource:
 
     def _at(self, index: int) -> tuple[CodeShard, int]:
         number = bisect_right(self._starts, index) - 1
-        return self._shards[number], index - self._starts[number]
+        return self._shard(number), index - self._starts[number]
+
+
+def _numbered(folder: Path, manifest: Manifest, number: int) -> CodeShard:
+    return open_shard(folder, manifest, manifest.shards[number])
+
+
+def _tables(folder: Path, manifest: Manifest, entry: ShardEntry) -> tuple[np.ndarray, np.ndarray, int]:
+    """Hashes and splits of a shard, and its version. Raises as `open_shard`."""
+    tables = sound_tables(folder / entry.name, manifest.shape(entry), entry.digest)
+    if tables is not None:
+        return *tables, VERSION
+    shard = open_shard(folder, manifest, entry)  # which says what is wrong, or it is of version 1
+    return shard.hashes.copy(), shard.splits.copy(), shard.header.version
+
+
+def _check_size(folder: Path, entry: ShardEntry) -> None:
+    path = folder / entry.name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    if (size := path.stat().st_size) != entry.bytes:
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes, {MANIFEST} says {entry.bytes:,}")
 
 
 def open_shard(folder: Path, manifest: Manifest, entry: ShardEntry) -> CodeShard:
     """A shard that the manifest names. Raises ValueError where it is missing, or another one."""
-    path = folder / entry.name
-    if path.is_file() and path.stat().st_size != entry.bytes:
-        raise ValueError(f"{path} is damaged: it has {path.stat().st_size:,} bytes, {MANIFEST} says {entry.bytes:,}")
-    shard, recipe = CodeShard(path), manifest.recipe
-    shape = (entry.pictures, recipe.crops, *recipe.grid_size)
+    _check_size(folder, entry)
+    path, shape = folder / entry.name, manifest.shape(entry)
+    shard = CodeShard(path)
     if shard.codes.shape != shape:
         raise ValueError(f"{path} holds codes {shard.codes.shape}, {MANIFEST} says {shape}")
     if shard.header.digest != entry.digest:

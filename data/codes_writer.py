@@ -94,18 +94,21 @@ class CodesWriter:
 
         Raises ValueError naming a shard that is missing, damaged or of another recipe, and keys that come twice.
         """
-        shards = [self._checked(number) for number in range(self.recipe.shards)]
-        _refuse_doubled_keys(shards)
-        bare = [shard.header.bare for shard in shards if shard.header.bare[0]]
+        entries, bare, hashes, captions = [], [], [], 0
+        for number in range(self.recipe.shards):  # one at a time: a process may not have a map for each
+            shard = self._checked(number)
+            size = shard.path.stat().st_size
+            entries.append(ShardEntry(shard.path.name, len(shard), size, shard.header.digest))
+            bare += [shard.header.bare] if shard.header.bare[0] else []
+            hashes.append(shard.hashes.copy())
+            captions += shard.captions_in_all
+        self._refuse_doubled_keys(hashes)
         manifest = Manifest(
             recipe=self.recipe,
             source=self._source_at_first(),
-            captions=sum(shard.captions_in_all for shard in shards),
+            captions=captions,
             bare=(sum(count for count, _ in bare), bare[0][1] if bare else None),
-            shards=tuple(
-                ShardEntry(shard.path.name, len(shard), shard.path.stat().st_size, shard.header.digest)
-                for shard in shards
-            ),
+            shards=tuple(entries),
         )
         write_manifest(self.folder, manifest)
         (self.folder / RECIPE).unlink(missing_ok=True)
@@ -122,6 +125,20 @@ class CodesWriter:
             raise ValueError(f"{error}. Remove it and go on") from error
         return shard
 
+    def _refuse_doubled_keys(self, hashes: Sequence[np.ndarray]) -> None:
+        """`hashes` are those of each shard's keys."""
+        values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+        doubled = values[counts > 1]  # of different keys, too, in one of many millions of sets
+        seen: dict[str, Path] = {}
+        for number, each in enumerate(hashes):
+            rows = np.flatnonzero(np.isin(each, doubled)) if len(doubled) else ()
+            shard = CodeShard(self._path(number)) if len(rows) else None
+            for row in rows:
+                key = shard.key(row)
+                if key in seen:
+                    raise ValueError(f"key {key!r} comes twice, in {seen[key]} and {shard.path}: expected it once")
+                seen[key] = shard.path
+
     def _source_at_first(self) -> str:
         """The pictures in words when the folder was begun: it may have been renamed since."""
         if (self.folder / MANIFEST).is_file():
@@ -130,18 +147,6 @@ class CodesWriter:
 
     def _path(self, number: int) -> Path:
         return self.folder / shard_name(number)
-
-
-def _refuse_doubled_keys(shards: Sequence[CodeShard]) -> None:
-    values, counts = np.unique(np.concatenate([shard.hashes for shard in shards]), return_counts=True)
-    doubled = values[counts > 1]  # of different keys, too, in one of many millions of sets
-    seen: dict[str, Path] = {}
-    for shard in shards if len(doubled) else []:
-        for row in np.flatnonzero(np.isin(shard.hashes, doubled)):
-            key = shard.key(row)
-            if key in seen:
-                raise ValueError(f"key {key!r} comes twice, in {seen[key]} and {shard.path}: expected it once")
-            seen[key] = shard.path
 
 
 def write_codes(

@@ -1,8 +1,10 @@
 """Codes on disk: the round trip, what is refused and by which name, and that nothing half-written stays."""
 
 import errno
+import gc
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +70,26 @@ def test_what_is_read_is_a_copy(tmp_path):
     source.codes(0).zero_()
     assert torch.equal(source.codes(0), codes_of(5)[0])
     with pytest.raises(ValueError, match="read-only"):
-        source._shards[0].codes[0] = 0
+        source._shard(0).codes[0] = 0
+
+
+def maps(folder) -> set[str]:
+    """Shards of a folder that this process has mapped."""
+    return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line}
+
+
+def test_shards_are_mapped_when_they_are_read_and_only_so_many(tmp_path, monkeypatch):
+    """The system allows a process 65,530 maps."""
+    monkeypatch.setattr("data.codes.OPEN_SHARDS", 2)
+    write(tmp_path / "codes", codes_of(6), [("c",)] * 6, rows_per_shard=1)
+    gc.collect()
+    source = CodesSource(tmp_path / "codes")
+    assert source.split_table().splits.tolist() == [255] * 6
+    assert maps(tmp_path) == set()
+    for index in (0, 1, 2, 5, 0, 3):
+        assert torch.equal(source.codes(index), codes_of(6)[index])
+        assert len(maps(tmp_path)) <= 2
+    assert {Path(path).name for path in maps(tmp_path)} == {"000000.safetensors", "000003.safetensors"}
 
 
 def test_pickling_sends_the_path_and_not_the_content(tmp_path):

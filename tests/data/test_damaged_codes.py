@@ -75,12 +75,12 @@ AT_OPENING = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), AT_OPENING)
-def test_damage_found_at_opening_is_named(tmp_path, spoil, message):
+def test_damage_found_before_anything_is_trained_is_named(tmp_path, spoil, message):
     folder = written(tmp_path / "codes")
     assert (folder / FIRST).stat().st_size == (folder / SECOND).stat().st_size, "or that would be what is found"
     spoil(folder)
     with pytest.raises(ValueError, match=message) as error:
-        CodesSource(folder)
+        CodesSource(folder).split_table()
     assert str(folder) in str(error.value)
 
 
@@ -117,8 +117,10 @@ def test_a_flipped_bit_is_found_by_verifying(tmp_path, name):
 def test_a_flipped_bit_of_the_header_is_found_at_opening(tmp_path):
     folder = written(tmp_path / "codes")
     change(folder / FIRST, b'\\"bare\\": [0', b'\\"bare\\": [2')
-    with pytest.raises(ValueError, match=f"{FIRST} is damaged: the checksum of its hashes and splits is"):
-        CodesSource(folder)
+    source = CodesSource(folder)
+    for read in (source.split_table, lambda: source.key(0), lambda: source.codes(1)):
+        with pytest.raises(ValueError, match=f"{FIRST} is damaged: the checksum of its hashes and splits is"):
+            read()
 
 
 def test_a_flipped_bit_anywhere_is_found_where_it_is_read(tmp_path):
@@ -149,6 +151,7 @@ def what_is_refused(folder: Path, expected: list[tuple]) -> str:
     """Where the damage of the first of two shards of two is found; what is read must be as expected."""
     try:
         source = CodesSource(folder)
+        source.split_table()
     except ValueError as error:
         assert FIRST in str(error)
         return "opening"
@@ -202,6 +205,7 @@ def test_shards_without_sums_are_read_and_it_is_said(tmp_path, caplog):
     for name in (FIRST, SECOND):
         as_version_1(folder, name)
     source = CodesSource(folder)
+    assert source.split_table().splits.tolist() == [255] * 5
     assert "2 of 3 shards were written before each picture had a checksum" in caplog.text
     assert [sample(source, row) for row in range(5)] == expected
     assert verify(folder).recipe.count == 5
