@@ -26,6 +26,7 @@ import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -243,7 +244,12 @@ def _sum(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
 
 
 def _warn_if_not_kept(shards: Sequence[Path], folder: Path | None) -> None:
-    missing = sum(not index_file(shard, folder).is_file() for shard in shards)
+    files = [index_file(shard, folder) for shard in shards]
+    there: set[Path] = set()  # of thousands, one listing of a folder in the place of a look at each
+    for parent in {file.parent for file in files}:
+        with suppress(OSError), os.scandir(parent) as entries:
+            there.update(parent / entry.name for entry in entries if entry.is_file())
+    missing = sum(file not in there for file in files)
     if missing:
         log.warning(
             "%s: the indexes of %s shards cannot be kept there, so that each start reads the shards anew: "

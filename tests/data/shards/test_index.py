@@ -90,6 +90,14 @@ def test_indexes_in_a_folder_of_their_own(tmp_path, caplog):
     assert "the indexes of 1 shards cannot be kept there" in caplog.text
 
 
+def test_an_index_beside_a_shard_of_the_current_folder_is_seen(tmp_path, monkeypatch, caplog):
+    shards_of(tmp_path, range(20))
+    monkeypatch.chdir(tmp_path)
+    open_shards("{00000..00001}.tar")
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    assert "cannot be kept" not in caplog.text
+
+
 def test_the_stamp_has_nanoseconds(tmp_path):
     path = write_tar(tmp_path / "a.tar", [])
     os.utime(path, ns=(0, 1_000_000_007))
