@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from callbacks.folder_io import ReadAlready
+
 STRATEGY = "fsdp"  # its name on the command line
 
 
@@ -92,7 +94,9 @@ class ShardedStrategy(ModelParallelStrategy):
         return whole if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: str, weights_only: bool | None = None) -> dict[str, Any]:
-        """On every device, its tensors left on the disk until they are used."""
+        """On every device, its tensors left on the disk until they are used; or what was read already."""
+        if isinstance(self.checkpoint_io, ReadAlready):
+            return self.checkpoint_io.load_checkpoint(checkpoint_path)
         return torch.load(self.broadcast(checkpoint_path), map_location="cpu", mmap=True, weights_only=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Whether all devices go on from one and the same checkpoint."""
+"""Whether all devices go on from one and the same checkpoint, or measure it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from checkpoint_files import content_of
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint that a device goes on from."""
+    """A checkpoint that a device goes on from, or measures."""
 
     path: Path
     step: int
@@ -26,7 +26,7 @@ class Resumed:
 
 
 class SameCheckpoint(Callback):
-    """Has all devices end where they would go on from checkpoints that differ, as those that torchrun or a cluster has
+    """Has all devices end where they would use checkpoints that differ, as those that torchrun or a cluster has
     started may: each of these chooses for itself, and other machines may see another state of a shared folder.
 
     Attributes:
@@ -40,13 +40,14 @@ class SameCheckpoint(Callback):
         """Raises the same ValueError on all devices, before anything is loaded."""
         if trainer.world_size == 1:
             return
+        does = "goes on from" if stage == "fit" else "measures"
         everywhere: list[Resumed | None] = [None] * trainer.world_size
         dist.all_gather_object(everywhere, self.resumed)
         for device, other in enumerate(everywhere):
             if _state(other) != _state(everywhere[0]):
                 raise ValueError(
-                    f"device 0 goes on from {_said(everywhere[0])}, device {device} from {_said(other)}: expected the "
-                    "same file everywhere"
+                    f"device 0 {does} {_said(everywhere[0])}, device {device} {does} {_said(other)}: expected the same "
+                    "file everywhere"
                 )
 
 

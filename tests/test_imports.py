@@ -86,7 +86,7 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "settings_changes": (),
     "memory": (),
     "run_cli": (*LIBRARY, *HELPERS),
-    "sharding": (),
+    "sharding": ("callbacks.folder_io",),
     "averaging": ("sharding",),
     "evaluation": (*LIBRARY, "cli", "metrics"),
     **dict.fromkeys((*SCRIPTS, "benchmarks"), LIBRARY + HELPERS),

@@ -48,7 +48,7 @@ def test_processes_that_a_cluster_has_started_choose_by_themselves(run, monkeypa
     assert chosen_by(1, run, monkeypatch) == (run.files.last, 9)
 
 
-def meet(monkeypatch, device: int, *everywhere: Resumed | None) -> None:
+def meet(monkeypatch, device: int, *everywhere: Resumed | None, stage: str = "fit") -> None:
     """On one device of several."""
 
     def gather(found: list, sent: Resumed | None) -> None:
@@ -58,7 +58,7 @@ def meet(monkeypatch, device: int, *everywhere: Resumed | None) -> None:
     monkeypatch.setattr(dist, "all_gather_object", gather)
     same = SameCheckpoint()
     same.resumed = everywhere[device]
-    same.setup(SimpleNamespace(world_size=len(everywhere)), None, "fit")
+    same.setup(SimpleNamespace(world_size=len(everywhere)), None, stage)
 
 
 def resumed(files: CheckpointFolder, step: int) -> Resumed:
@@ -72,13 +72,19 @@ def test_other_checkpoints_on_other_devices_are_refused_everywhere(run, tmp_path
     meet(monkeypatch, 1, None, None)
     later = resumed(run.files, 12)
     for devices, said in [
-        ((one, two, later), r"device 0 .*one/last\.ckpt, step 9 \(.*, device 2 from .*last\.ckpt, step 12 \("),
-        ((later, None), r"last\.ckpt, step 12 \(.*, device 1 from no checkpoint: "),
-        ((None, later), r"device 0 goes on from no checkpoint, device 1 from .*, step 12 \("),
+        ((one, two, later), r"device 0 .*one/last\.ckpt, step 9 \(.*, device 2 goes on from .*last\.ckpt, step 12 \("),
+        ((later, None), r"last\.ckpt, step 12 \(.*, device 1 goes on from no checkpoint: "),
+        ((None, later), r"device 0 goes on from no checkpoint, device 1 goes on from .*, step 12 \("),
     ]:
         for device in range(len(devices)):
             with pytest.raises(ValueError, match=said):
                 meet(monkeypatch, device, *devices)
+
+
+def test_what_is_only_measured_is_not_gone_on_from(run, tmp_path, monkeypatch):
+    one, two = resumed(CheckpointFolder(tmp_path / "one", CheckpointPolicy()), 9), resumed(run.files, 12)
+    with pytest.raises(ValueError, match=r"^device 0 measures .*, step 9 \(.*, device 1 measures .*, step 12 \("):
+        meet(monkeypatch, 1, one, two, stage="validate")
 
 
 def test_weights_of_the_same_step_from_another_run_are_others(tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import train
+from callbacks.folder_io import ReadAlready
 from pipeline import TextToImage
 from run_cli import CHECKPOINT
-from sharding import fill, gathered, local, spread_like
+from sharding import ShardedStrategy, fill, gathered, local, spread_like
 from tests.loss_curve import curve_of
 from tests.runs import (
     BUNDLE_FILES,
@@ -179,6 +180,16 @@ def test_what_cannot_be_spread_is_refused(tokenizer_run, tmp_path):
     said = refused("prior", run, tokenizer, "--trainer.strategy=deepspeed")
     assert "trainer.strategy is 'deepspeed', expected auto, ddp or fsdp for a prior" in said
     assert not run.exists()
+
+
+def test_what_was_read_and_checked_is_not_read_again(tmp_path, monkeypatch):
+    """Where it lay, a run that still trains may have put another."""
+    strategy, path = ShardedStrategy(), tmp_path / "last.ckpt"
+    monkeypatch.setattr(strategy, "broadcast", lambda path: path)
+    torch.save({"global_step": 2}, path)
+    assert strategy.load_checkpoint(str(path), weights_only=True) == {"global_step": 2}
+    strategy.checkpoint_io = ReadAlready(checked := {"global_step": 1})
+    assert strategy.load_checkpoint(str(path), weights_only=True) is checked
 
 
 def test_what_is_not_spread_stays_as_it_is():

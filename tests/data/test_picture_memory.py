@@ -2,7 +2,6 @@
 
 import io
 import threading
-import time
 import tracemalloc
 
 import numpy as np
@@ -76,15 +75,20 @@ def test_transparency_is_laid_onto_white_in_parts(monkeypatch):
 def test_few_pixels_are_decoded_at_a_time(monkeypatch):
     """Pictures of 1,500 pixels on eight threads, of which two find room."""
     monkeypatch.setattr(pictures, "_DECODED", Budget(3500))
-    at_work, most, lock = 0, 0, threading.Lock()
+    at_work, most, changed = 0, 0, threading.Condition()
 
     def slow(image: Image.Image) -> Image.Image:
+        """The first two wait for each other, and then for a third one, which is not to come."""
         nonlocal at_work, most
-        with lock:
+        with changed:
             at_work += 1
+            if most < 2:
+                most = max(most, at_work)
+                changed.notify_all()
+                changed.wait_for(lambda: most >= 2, timeout=20)
+                changed.wait_for(lambda: most > 2, timeout=0.3)
             most = max(most, at_work)
-        time.sleep(0.01)
-        with lock:
+            changed.notify_all()
             at_work -= 1
         return image
 
