@@ -146,9 +146,9 @@ class ShardsSource:
         return open_indexes(paths, Path(self.config.index) if self.config.index else None, decode=decode)
 
     def holds(self, index: ShardIndex) -> np.ndarray:
-        """(N,) bool: which samples of another shard have the key or the picture of one of these."""
+        """(N,) bool: which samples of another shard have the picture of one of these, byte for byte."""
         contents = np.concatenate([each.contents for each in self._indexes])[self._rows]
-        return np.isin(index.hashes, self._hashes[self._rows]) | np.isin(index.contents, contents)
+        return np.isin(index.contents, contents)
 
     def identity(self) -> Iterator[str]:
         """The sets' names and weights, and of each shard a digest of all its samples; the shards may lie anywhere."""

@@ -3,7 +3,8 @@
 They are opened by the webdataset library, so whatever it reads (http, s3 by a command, gs, hf) is read here. A shard is
 fetched whole to a temporary file before anything of it is used: one that is cut off, or whose command fails, is fetched
 again and at last stops the run by its name instead of being taken for a short one. What is a sample is decided by the
-same rules as on disk (grouping.py). A sample that is also validated on, by its key or by its picture, is rejected.
+same rules as on disk (grouping.py). A sample whose picture is also validated on is rejected; pictures are told by their
+bytes, for keys that number the samples of a shard are equal in others.
 
 The order is a function of (seed, epoch, reader, number of readers), a reader being one worker of one device. In each
 round of an epoch the shards are put in an order drawn from (seed, epoch, round) and dealt out to the readers; a reader
@@ -60,7 +61,7 @@ class FetchedShard:
                 rejects[row] = without_caption(self._where(row), index.forms[row])
         if validation is not None:
             for row in rows[validation.holds(index)[rows]].tolist():
-                rejects[row] = Reject(self._where(row), Reason.HELD_BACK, "its key or its picture")
+                rejects[row] = Reject(self._where(row), Reason.HELD_BACK, "the same bytes are in shards.val")
         self.rows = rows[~np.isin(rows, list(rejects))]  # (N,) int64, the usable ones
         self.rejects = (*index.rejects, *rejects.values())
 
@@ -95,7 +96,7 @@ def fetch(url: str, *, need_captions: bool, validation: ShardsSource | None = No
     Args:
         url: of the stream.
         need_captions: rejects samples without a caption.
-        validation: samples with the key or the picture of one of these are rejected.
+        validation: samples with the picture of one of these, byte for byte, are rejected.
 
     Raises:
         StreamFailed: it cannot be read to its end or is no whole tar.

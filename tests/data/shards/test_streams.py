@@ -188,8 +188,9 @@ def test_validation_is_on_the_local_shards(eight):
 
 
 def test_what_is_validated_on_is_not_trained_on(eight):
-    """By its key, and by its picture under another key."""
-    members = [*sample(3), ("other.png", picture(14)), ("other.txt", b"t"), *sample(500)]
+    """By its picture, under whatever key; another picture of an equal key is trained on, for keys number samples."""
+    theirs = [("000000007.png", picture(600)), ("000000007.txt", b"t")]
+    members = [*sample(3), ("other.png", picture(14)), ("other.txt", b"t"), *sample(500), *theirs]
     val = write_tar(eight.with_name("val.tar"), members)
     config = ShardsConfig(sets=f"pipe:cat {eight}/0000{{0..7}}.tar", samples=78, val=str(val))
     report = eight.with_name("rejects.json")
