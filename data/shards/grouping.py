@@ -12,7 +12,7 @@ those that begin with two underscores and end so.
 - Split: "split" in the `.json`, in the words of caption tables (train, val, test and the like).
 
 What cannot be used is rejected: a sample with two pictures, with none, or with one whose header says that it is none
-or too large; a `.json` that is none; members that are links or sparse files, whose names lead elsewhere (nothing is
+or too large; a `.json` that is none or names a split that is none; members that are links or sparse files, whose names lead elsewhere (nothing is
 ever extracted, but whoever wrote that meant harm) or come twice, with all of their sample. A caption that is not UTF-8
 or over 16 megabytes counts against its sample only where captions are needed. Pixels are not decoded here: what is
 broken in them is found when a picture is read.
@@ -29,7 +29,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from PIL import Image
 
-from data.caption_tables import SPLITS, SplitError, is_absolute, is_unicode
+from data.caption_tables import SPLITS, is_absolute, is_unicode
 from data.pictures import PICTURE_SUFFIXES, PictureError, decode_picture, size_in_header
 from data.rejects import Reason, Reject, Rejected
 from data.shards.tar import DamagedShard, Member, members
@@ -103,9 +103,7 @@ def read_samples(file: BinaryIO, shard: str) -> tuple[list[Sample], list[Reject]
         file: the shard.
         shard: its name, for the rejects.
 
-    Raises:
-        DamagedShard: it is no whole tar.
-        SplitError: a `.json` names a split that is none: to pass over it could train on what was to be held back.
+    Raises DamagedShard where it is no whole tar.
     """
     groups, rejects = _grouped(file, shard)
     samples = []
@@ -241,8 +239,6 @@ def _sample(where: str, key: str, parts: _Parts) -> Sample | Reject:
         meta = _meta(parts.get("json"))
         key = _key(meta, key)
         split = _split(meta)
-    except SplitError as error:
-        raise SplitError(f"{where}.json: {error}") from error
     except ValueError as error:
         return Reject(where, Reason.BAD_METADATA, str(error))
     form, texts = _captions(parts, meta)
@@ -288,7 +284,11 @@ def _split(meta: Mapping[str, object]) -> str | None:
         return None
     split = SPLITS.get(value.strip().lower()) if isinstance(value, str) else None
     if split is None:
-        raise SplitError(f"split is {value!r}, expected one of {', '.join(SPLITS)}, or nothing")
+        # Not taken for unsaid, which could train on what was to be held back; nor is it more than one sample's fault:
+        # scraped .json may have the word for something else.
+        said = repr(value)
+        shown = said if len(said) <= 40 else f"{said[:40]}..."
+        raise ValueError(f"split in its .json is {shown}, expected one of {', '.join(SPLITS)}, or nothing")
     return split
 
 

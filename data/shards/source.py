@@ -51,8 +51,8 @@ class ShardsSource:
         report: a JSON file that is given the full list of rejects, also where the source then refuses the shards.
 
     Raises:
-        ValueError: shards are missing or damaged, a sample's split is none, sets have keys in common, or more than
-            `max_rejected` of the samples are rejected; the message says which.
+        ValueError: shards are missing or damaged, sets have keys in common, or more than `max_rejected` of the samples
+            are rejected; the message says which.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def fetch(url: str, *, need_captions: bool, validation: ShardsSource | None = No
 
     Raises:
         StreamFailed: it cannot be read to its end or is no whole tar.
-        ValueError: a sample's split is none, or there is no room for the temporary file.
+        ValueError: there is no room for the temporary file.
     """
     for wait in WAITS:
         try:

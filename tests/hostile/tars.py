@@ -195,7 +195,7 @@ def contents() -> Iterator[tuple[str, Shard]]:
         yield f"a caption that is {name}", Shard(with_third(png=picture(2), json=text), Reason.BAD_CAPTION)
     yield (
         "no such split",
-        Shard(with_third(png=picture(2), json=b'{"split": "holdout", "caption": "x"}'), "split is 'holdout'"),
+        Shard(with_third(png=picture(2), json=b'{"split": "holdout", "caption": "x"}'), Reason.BAD_METADATA),
     )
     yield (
         "a key twice",

@@ -209,9 +209,13 @@ def test_keys_of_named_sets_are_hashed_once(tmp_path, monkeypatch):
     assert hashed == [f"a/{n:09d}".encode() for n in range(12)]
 
 
-def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.tar: 000000001\.json: split is 'held out', expected one of train"):
-        one(tmp_path, sample(1, split="held out"))
+def test_a_sample_of_an_unknown_split_is_a_reject(tmp_path):
+    source = one(tmp_path, [*sample(1, split="held out"), *sample(2), *sample(3, split=["a"] * 99)])
+    assert [source.key(i) for i in range(len(source))] == ["000000002", "000000099"]
+    first, second = source.report.rejects
+    assert (first.file, first.reason) == ("a.tar: 000000001", Reason.BAD_METADATA)
+    assert first.detail.startswith("split in its .json is 'held out', expected one of train")
+    assert second.reason == Reason.BAD_METADATA and len(second.detail) < 200
 
 
 def test_too_many_rejects(tmp_path):

@@ -249,9 +249,7 @@ def test_a_stream_that_failed_is_read_again(eight, tmp_path, caplog):
 
 
 def test_what_is_not_the_streams_fault_is_not_tried_again(tmp_path, monkeypatch, caplog):
-    path = write_tar(tmp_path / "a.tar", sample(1, split="held out"))
-    with pytest.raises(ValueError, match=r"^pipe:.*a\.tar: 000000001\.json: split is 'held out'"):
-        fetch(f"pipe:cat {path}", need_captions=False)
+    path = write_tar(tmp_path / "a.tar", sample(1))
     monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
     with pytest.raises(ValueError, match=r"no temporary file for pipe:cat .*a\.tar \(No space left on device\)"):
         fetch(f"pipe:cat {path}", need_captions=False)
