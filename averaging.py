@@ -5,7 +5,7 @@ device averaging its share, and it does not have the host wait for the device at
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from sharding import fill, gathered, local, spread_like
+
+EPOCH = "update_starting_at_epoch"  # of Lightning's average, not of this one
 
 
 class Average:
@@ -87,6 +89,18 @@ def _spread_share(share: Tensor, own: Tensor) -> Tensor:
         return share
     share, mesh = share.to(own.device), own.device_mesh
     return DTensor.from_local(share, mesh, own.placements, shape=own.shape, stride=own.stride())
+
+
+def drop_epoch(settings: MutableMapping[str, Any]) -> None:
+    """Takes `EPOCH` out of `ema`'s settings: earlier versions wrote it into each run's config.yaml, as null.
+
+    Raises ValueError where it is anything else.
+    """
+    if (value := settings.pop(EPOCH, None)) not in (None, "null"):
+        raise ValueError(
+            f"ema.{EPOCH} is {value}, which is no longer known: checkpoints are written after steps, so an average of "
+            "an epoch's end would be lost where the run is killed before it; expected ema.update_starting_at_step"
+        )
 
 
 class WeightAveraging(EMAWeightAveraging):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from jsonargparse import SUPPRESS
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import cli
 import start_signals
-from averaging import WeightAveraging
+from averaging import EPOCH, WeightAveraging, drop_epoch
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.dry_run import DryRun
 from callbacks.event_log import EventLog
@@ -81,6 +82,7 @@ class RunCLI(LightningCLI):
         skipped = "so many updates in a row that are not finite end a run, at the next step that is logged"
         parser.add_argument("--max_skipped", type=int, default=10, help=skipped)
         parser.add_lightning_class_args(WeightAveraging, "ema")
+        parser.add_argument(f"--ema.{EPOCH}", default=SUPPRESS, help=SUPPRESS)  # see `drop_epoch`
         parser.link_arguments("run", "trainer.default_root_dir")
 
     @property
@@ -91,6 +93,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Leaves sys.argv alone: on several devices, Lightning starts the script again with it."""
         self.config = parser.parse_args(args)
+        drop_epoch(self.config[self.config.subcommand].ema)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's would read the file before anything has looked at it; `_start` and `validate` read it checked."""

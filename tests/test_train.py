@@ -86,6 +86,21 @@ def test_the_saved_config_of_a_resumed_run_repeats_it_from_the_start(tokenizer_r
     assert checkpoint_of(tmp_path / "again")["global_step"] == 5
 
 
+def test_the_config_of_an_earlier_version_goes_on(tokenizer_run, tmp_path):
+    """Its average had a setting that was never used, and would have done harm."""
+    run = shutil.copytree(tokenizer_run, tmp_path / "run")
+    old = yaml.safe_load((run / "config.yaml").read_text())
+    args = ["fit", "--config", str(run / "config.yaml"), "--run", str(run), "--ckpt_path=last"]
+    old["ema"]["update_starting_at_epoch"] = None
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    train.train("tokenizer", args)
+    assert "update_starting_at_epoch" not in (run / "config.yaml").read_text()
+    old["ema"]["update_starting_at_epoch"] = 3
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(ValueError, match=r"ema\.update_starting_at_epoch is 3, .*lost where the run is killed"):
+        train.train("tokenizer", args)
+
+
 def test_the_command_line_outdoes_the_config_and_its_precision_stays(tokenizer_run, tmp_path):
     config = ["--config", str(tokenizer_run / "config.yaml"), "--run", str(tmp_path / "run")]
     (other,) = {"32-true", "bf16-mixed"} - {cli.default_precision("cpu")}
