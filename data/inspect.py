@@ -6,6 +6,9 @@
     python -m data.inspect pictures --out looked-at          # report.json and contact.png there
 
 Filters (--max_aspect_ratio 2, --min_caption_length 5, ...) show what would be left with them, and what they would take.
+
+The exit code is 0 for a set that a prior can be trained on, 1 for one that training would refuse (shards damaged or
+missing, codes damaged, no captions, too many rejects), after what there is has been shown, and 2 where nothing can be.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from data.folder import FolderSource, walk_files
 from data.pictures import PICTURE_SUFFIXES, PictureError
 from data.rejects import Rejected, Report
 from data.shards.index import open_indexes
-from data.shards.paths import local_shards
+from data.shards.paths import check_shard, is_stream, named_shards
 from data.shards.source import ShardsSource
 from data.source import Source
 from data.split import spread
@@ -48,8 +51,10 @@ REPORT, SHEET = "report.json", "contact.png"
 
 
 def run(args: Sequence[str]) -> dict[str, Any]:
-    """What `python -m data.inspect ARGS` prints, and its report. Raises ValueError for a wrong command line or a source
-    that is none at all."""
+    """What `python -m data.inspect ARGS` prints, and its report; with "refused" where training would refuse the source.
+
+    Raises ValueError for a wrong command line or a source that is none at all.
+    """
     options = parse(args)
     filters = Filters(**{each.name: getattr(options, each.name) for each in fields(Filters)})
     count_tokens = None if options.tokenizer is None else _counter(options.tokenizer)
@@ -63,6 +68,8 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         found["captions"] = survey_captions(source, rows, count_tokens)
         if isinstance(source, CodesSource):
             found["codes"] = survey_codes(source, rows)
+            if damaged := [*found["captions"].get("first unreadable", ()), *found["codes"].get("first unreadable", ())]:
+                found["refused"] = damaged[0]
         else:
             found["pictures"] = survey_pictures(source, rows, options.bits)
     if options.out is not None:
@@ -106,8 +113,10 @@ def _codes(folder: str, filters: Filters) -> CodesSource:
 def _pictures(path: str, filters: Filters) -> tuple[Source | None, dict[str, Any]]:
     """The source with all that can be read of it, and its report; None where training could use nothing of it.
 
-    Raises ValueError where there is nothing of that name.
+    Raises ValueError where there is nothing of that name, or it is a stream.
     """
+    if is_stream(path):
+        raise ValueError(f"{path}: streams are not looked at: store some of their shards on disk, and name those")
     folder = Path(path).expanduser()
     if not folder.exists() and "{" not in path:
         raise ValueError(f"{path}: no such file or folder")
@@ -143,13 +152,14 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _sound_shards(path: str) -> str | None:
-    """A pattern of the shards that are whole, where others are not; None where there are none, or none is damaged.
+    """A pattern of the shards that are whole, where others are damaged or missing; None where all are, or none is.
 
     They stay one set: as sets of their own they would be refused for a key that two of them have.
     """
-    sound, paths = [], local_shards(path)
-    for shard in paths:
+    sound, paths = [], named_shards(path)
+    for shard in dict.fromkeys(paths):
         with suppress(ValueError):  # named already, as what training would refuse
+            check_shard(shard)
             open_indexes([shard], None, decode=False)
             sound.append(re.sub(r"([\\{},])", r"\\\1", str(shard)))
     if not 0 < len(sound) < len(paths):
@@ -228,10 +238,13 @@ def _in_words(value: object) -> str:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        print("\n".join(lines(run(sys.argv[1:]))).encode("utf-8", "backslashreplace").decode())
+        found = run(sys.argv[1:])
+        print("\n".join(lines(found)).encode("utf-8", "backslashreplace").decode())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if "refused" in found:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,12 @@ def survey_captions(source: Keyed, rows: Sequence[int], count_tokens: Callable[[
         "different": len(set(captions)),
         "characters": spread_of([len(text) for text in captions]),
     }
-    if unreadable:
-        found |= {"unreadable": len(unreadable), "first unreadable": unreadable[:SHOWN]}
+    found |= _of_unreadable(unreadable)
     return found | ({} if count_tokens is None else {"tokens": spread_of(list(map(count_tokens, captions)))})
+
+
+def _of_unreadable(errors: Sequence[str]) -> dict[str, Any]:
+    return {"unreadable": len(errors), "first unreadable": errors[:SHOWN]} if errors else {}
 
 
 def survey_splits(source: Keyed) -> dict[str, int]:
@@ -81,11 +84,16 @@ def survey_pictures(source: Source, rows: Sequence[int], most_bits: int) -> dict
 
 def survey_codes(source: CodesSource, rows: Sequence[int]) -> dict[str, Any]:
     """Which tokenizer made the codes, and how many different ones these pictures have."""
-    counts = np.zeros(source.codebook_size, np.int64)
+    counts, unreadable = np.zeros(source.codebook_size, np.int64), []
     for row in rows:
-        counts += np.bincount(source.codes(row).flatten().numpy(), minlength=source.codebook_size)
+        try:
+            codes = source.codes(row)
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
+        counts += np.bincount(codes.flatten().numpy(), minlength=source.codebook_size)
     shares = counts[counts > 0] / max(1, counts.sum())
-    return {
+    found = {
         "tokenizer": source.fingerprint,
         "grid": list(source.grid_size),
         "codebook": source.codebook_size,
@@ -93,6 +101,7 @@ def survey_codes(source: CodesSource, rows: Sequence[int]) -> dict[str, Any]:
         "codes in use": int((counts > 0).sum()),
         "perplexity": round(float(np.exp(-(shares * np.log(shares)).sum())), 1),
     }
+    return found | _of_unreadable(unreadable)
 
 
 def spread_of(values: Sequence[float]) -> dict[str, Any]:

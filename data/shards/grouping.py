@@ -12,10 +12,10 @@ those that begin with two underscores and end so.
 - Split: "split" in the `.json`, in the words of caption tables (train, val, test and the like).
 
 What cannot be used is rejected: a sample with two pictures, with none, or with one whose header says that it is none
-or too large; a `.json` that is none or names a split that is none; members that are links or sparse files, whose names lead elsewhere (nothing is
-ever extracted, but whoever wrote that meant harm) or come twice, with all of their sample. A caption that is not UTF-8
-or over 16 megabytes counts against its sample only where captions are needed. Pixels are not decoded here: what is
-broken in them is found when a picture is read.
+or too large; a `.json` that is none or names a split that is none; members that are links or sparse files, whose names
+lead elsewhere (nothing is ever extracted, but whoever wrote that meant harm) or come twice, with all of their sample. A
+caption that is not UTF-8 or over 16 megabytes counts against its sample only where captions are needed. Pixels are not
+decoded here: what is broken in them is found when a picture is read.
 """
 
 import hashlib

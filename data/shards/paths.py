@@ -52,10 +52,21 @@ def _place(end: str) -> int:
 
 
 def local_shards(path: str) -> list[Path]:
-    """The tars that a path names: a tar, all `.tar` in a folder (in the order of their names), or a brace pattern.
+    """The tars that a path names, as `named_shards` has them.
 
     Raises ValueError where a file is missing, is compressed, comes twice or there is none.
     """
+    shards = named_shards(path)
+    for shard in shards:
+        check_shard(shard)
+    if len(set(shards)) < len(shards):
+        raise ValueError(f"{path}: names a shard twice, expected each once")
+    return shards
+
+
+def named_shards(path: str) -> list[Path]:
+    """The tars that a path names, there or not: a tar, all `.tar` in a folder (in the order of their names), or a brace
+    pattern. Raises ValueError where a folder has none."""
     if path.lower().startswith("file:"):
         path = unquote(urlsplit(path).path)
     folder = Path(path).expanduser()
@@ -65,16 +76,14 @@ def local_shards(path: str) -> list[Path]:
         )
         if not shards:
             raise ValueError(f"{folder}: no .tar files in this folder; folders in it are not looked into")
-    else:
-        shards = [Path(name).expanduser() for name in (expand(path) if not folder.exists() else [path])]
-    for shard in shards:
-        if not shard.is_file():
-            what = "not a regular file" if shard.exists() else "no such file"
-            raise ValueError(
-                f"{shard}: {what}; expected a tar, a folder of tars, or a pattern such as a/{{000..099}}.tar"
-            )
-        if shard.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
-            raise ValueError(f"{shard}: compressed archives cannot be read at random: unpack it to a .tar")
-    if len(set(shards)) < len(shards):
-        raise ValueError(f"{path}: names a shard twice, expected each once")
-    return shards
+        return shards
+    return [Path(name).expanduser() for name in (expand(path) if not folder.exists() else [path])]
+
+
+def check_shard(shard: Path) -> None:
+    """ValueError where a shard is missing or compressed."""
+    if not shard.is_file():
+        what = "not a regular file" if shard.exists() else "no such file"
+        raise ValueError(f"{shard}: {what}; expected a tar, a folder of tars, or a pattern such as a/{{000..099}}.tar")
+    if shard.suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst"):
+        raise ValueError(f"{shard}: compressed archives cannot be read at random: unpack it to a .tar")

@@ -64,7 +64,9 @@ def test_a_folder(folder):
 def test_files(folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "looked-at"
     monkeypatch.setattr("sys.argv", ["inspect", str(folder), "--out", str(out)])
-    inspect.main()
+    with pytest.raises(SystemExit) as end:
+        inspect.main()
+    assert end.value.code == 1
     assert sorted(path.name for path in out.iterdir()) == ["contact.png", "report.json"]
     assert json.loads((out / "report.json").read_text("utf-8"))["pictures"]["near duplicates"] == 1
     sheet = np.asarray(Image.open(out / "contact.png"))
@@ -74,6 +76,20 @@ def test_files(folder, tmp_path, capsys, monkeypatch):
     assert "rejected: 4; 1 caption without a picture" in said
     assert "training would refuse it: 40.0% rejected" in said
     assert "pictures: near duplicates 1" in said
+
+
+@pytest.mark.parametrize(("source", "code"), [("sound", None), ("{sound,gone}", 1), ("gone", 2)])
+def test_exit_codes(tmp_path, monkeypatch, capsys, source, code):
+    """What there is is shown all the same."""
+    write_tar(tmp_path / "sound.tar", sample(1))
+    monkeypatch.setattr("sys.argv", ["inspect", str(tmp_path / f"{source}.tar")])
+    if code is None:
+        inspect.main()
+    else:
+        with pytest.raises(SystemExit) as end:
+            inspect.main()
+        assert end.value.code == code
+    assert ("shards: 1 samples" in capsys.readouterr().out) == (code != 2)
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypatch):
@@ -166,6 +182,14 @@ def test_the_whole_shards_are_shown_beside_a_damaged_one(tmp_path):
     assert "1 of 3 shards damaged" in found["refused"] and "1.tar" in found["refused"]
 
 
+def test_the_shards_of_a_pattern_are_shown_beside_missing_ones(tmp_path):
+    for number in (0, 2):
+        write_tar(tmp_path / f"{number}.tar", sample(number))
+    found = inspect.run([f"{tmp_path}/{{0..3}}.tar"])
+    assert found["samples"] == 2
+    assert f"{tmp_path}/1.tar: no such file" in found["refused"]
+
+
 @pytest.mark.parametrize("name", ["shards", "a,{b} c"])
 def test_whole_shards_with_a_key_in_common_are_shown_beside_a_damaged_one(tmp_path, name):
     for number, members in enumerate(([0, 1], [1, 2], [3])):
@@ -176,11 +200,13 @@ def test_whole_shards_with_a_key_in_common_are_shown_beside_a_damaged_one(tmp_pa
     assert "1 of 3 shards damaged" in found["refused"]
 
 
-def test_codes_that_are_half_made_or_damaged_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize(("tensor", "part"), [("codes", "codes"), ("strings", "captions")])
+def test_codes_that_are_damaged_or_half_made_are_refused_by_name(tmp_path, tensor, part):
     folder = written(tmp_path / "codes")
-    flip(folder / SECOND, "codes")
-    with pytest.raises(ValueError, match=f"{SECOND} is damaged at picture 0"):
-        inspect.run([str(folder)])
+    flip(folder / SECOND, tensor)
+    found = inspect.run([str(folder)])
+    assert f"{SECOND} is damaged at picture 0" in found["refused"]
+    assert (found["samples"], found[part]["unreadable"], found["codes"]["looked at"]) == (5, 1, 5)
     (folder / "manifest.json").rename(folder / "recipe.json")
     with pytest.raises(ValueError, match="codes is half-made"):
         inspect.run([str(folder)])
@@ -217,6 +243,7 @@ def test_at_most_so_many_are_looked_at(folder):
     ("args", "message"),
     [
         (["nowhere"], "no such file"),
+        (["pipe:cat 0.tar"], "streams are not looked at"),
         (["."], "--pictures is 0"),
         (["nowhere", "--tokenizer", "nothing"], "text tokenizer nothing not found"),
         (["nowhere", "--max_aspect_ratio", "0"], "max_aspect_ratio=0"),
