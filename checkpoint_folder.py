@@ -101,7 +101,9 @@ class CheckpointFolder:
             if problems:
                 log.warning("going back to the one before: %s, step %s", path, checkpoint["global_step"])
             return path, checkpoint
-        raise ValueError("; ".join(problems) or f"no checkpoint {self.last}")
+        if problems:
+            raise ValueError("; ".join(problems) + f": none of {self.folder} is good; without them a run begins anew")
+        raise ValueError(f"no checkpoint {self.last}")
 
     def write(self, checkpoint: dict[str, Any]) -> None:
         """Makes it the last one. Raises OSError where that fails: those that were there then stay.

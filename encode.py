@@ -48,6 +48,7 @@ from data.shards.config import ShardsConfig, shards_config
 from encoding import EncodeConfig, Encoding, begin, encode_shards
 from locks import only_writer
 from pipeline import ImageTokenizer, usable_device
+from resume_command import same_command
 from vqvae.folders import load_image_tokenizer
 
 VERIFY = "--verify"
@@ -133,7 +134,8 @@ def _encode(
     encoding = begin(source, image_tokenizer.to(device), options.out, config, _described(options))
     if encoding.pictures < len(source):
         there = len(source) - encoding.pictures
-        print(f"{there:,} of {len(source):,} pictures are there already", flush=True)
+        said = "" if encoding.pictures else f"; {VERIFY} {options.out} reads every byte of them"
+        print(f"{there:,} of {len(source):,} pictures are there already{said}", flush=True)
     _make(encoding, image_tokenizer, device, options.devices, args)
     codes = encoding.finish()
     height, width = codes.grid_size
@@ -175,7 +177,7 @@ def _processes() -> ModuleType:
 
 
 def _to_go_on(args: list[str]) -> str:
-    return f"finished shards stay; to go on: python encode.py {shlex.join(args)}"
+    return f"finished shards stay; to go on: {same_command('encode.py', args)}"
 
 
 @contextmanager

@@ -44,10 +44,13 @@ def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) ->
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Brought to the disk. Raises OSError naming the file where it cannot be written."""
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it; safetensors leaves a file that its owner alone may read
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:  # its own, also for a full disk
         raise OSError(errno.EIO, str(error), str(path)) from error
+    path.chmod(mode)
     sync(path)
 
 

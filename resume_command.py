@@ -1,4 +1,4 @@
-"""The command that goes on with a run, from the one that began it."""
+"""The command that goes on with what was interrupted, from the one that began it."""
 
 import os
 import shlex
@@ -17,9 +17,18 @@ def resume_command(kind: str, args: Sequence[str]) -> str:
     """
     if any(name in os.environ for name in LAUNCHERS):
         return f"the same launcher and command with {OPTION} last"
-    typed, own = sys.orig_argv, [kind, *args]
-    begin = typed[: -len(own)] if typed[-len(own) :] == own else ["python", "train.py"]
-    return shlex.join([*begin, kind, *_kept(args), OPTION, "last"])
+    return shlex.join([*_begin("train.py", [kind, *args]), kind, *_kept(args), OPTION, "last"])
+
+
+def same_command(script: str, args: Sequence[str]) -> str:
+    """For a shell: the interpreter and script as they were typed, and the same arguments."""
+    return shlex.join([*_begin(script, args), *args])
+
+
+def _begin(script: str, args: Sequence[str]) -> list[str]:
+    """What was typed before these arguments; where another script has given them, the `script` that takes them."""
+    typed, count = sys.orig_argv, len(args)
+    return typed[:-count] if count and typed[-count:] == [*args] else ["python", script]
 
 
 def _kept(args: Sequence[str]) -> Iterator[str]:

@@ -29,7 +29,7 @@ from callbacks.optimizer_settings import OptimizerSettings
 from callbacks.output import say
 from callbacks.pictures import PictureWriter
 from callbacks.progress import Progress
-from callbacks.run_config import CONFIG_FILE, REJECTS, SETTINGS, settings_of
+from callbacks.run_config import REJECTS, SETTINGS, settings_of
 from callbacks.same_checkpoint import Resumed, SameCheckpoint
 from callbacks.update_watch import UpdateWatch
 from checkpoint_files import TRAINING_STATE, load_checkpoint
@@ -187,7 +187,8 @@ class RunCLI(LightningCLI):
                 self.dry_run.report()
                 return
             if self.checkpoint.failed:
-                raise OSError(f"the run's end could not be saved: {self.checkpoint.error or 'see the first device'}")
+                why = self.checkpoint.error or "see the first device"
+                raise OSError(f"the run's end could not be saved: {why}; with room for it, go on: {self.to_go_on}")
             if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
                 self._end(ckpt_path)
         start_signals.leave()
@@ -198,17 +199,20 @@ class RunCLI(LightningCLI):
 
     @contextmanager
     def _going_on_said(self) -> Iterator[None]:
-        """Where a worker was killed or numbers were not finite, says what goes on from the last checkpoint, if any."""
+        """Where an error ends the training, says what goes on from the last checkpoint, if there is one."""
         try:
             yield
-        except (ChildProcessError, FloatingPointError):
-            if rank_zero_only.rank == 0 and self.files.newest_first():
+        except Exception as error:
+            began = self.files.written or isinstance(error, ChildProcessError | FloatingPointError)
+            if rank_zero_only.rank == 0 and began and self.files.newest_first():
                 print(f"to go on from the last checkpoint: {self.to_go_on}", flush=True)
             raise
 
     def _end(self, resumed: str | None) -> None:
         if self.checkpoint.stopped:
             say(f"stopped at step {self.trainer.global_step}; to go on: {self.to_go_on}", sys.stdout)
+        if resumed is not None and not self.files.written:
+            say(f"no step was left to train: {resumed} is of step {self.trainer.global_step}", sys.stdout)
         self._export_checkpoint(resumed)
         say(f"model: {self.run_folder / cli.MODEL_FOLDER}", sys.stdout)
 
@@ -221,13 +225,8 @@ class RunCLI(LightningCLI):
                     f"{self.run_folder} holds a run already: go on with --ckpt_path last, or name another --run"
                 )
             return None
-        if ckpt_path == "last" and self.files.empty:
-            if not (self.run_folder / CONFIG_FILE).is_file():
-                raise ValueError(
-                    f"no checkpoint {self.files.last}, and no run was begun in {self.run_folder}: to begin one, leave "
-                    "out --ckpt_path"
-                )
-            log.warning("no checkpoint in %s yet, where a run was begun: it begins anew", self.run_folder)
+        if ckpt_path == "last" and self.files.empty:  # a scheduler repeats its command, whatever became of the last job
+            log.warning("no checkpoint in %s yet: the run begins at its beginning", self.run_folder)
             return None
         path, checkpoint = self._existing_checkpoint(ckpt_path, TRAINING_STATE)
         if ckpt_path != "last" and holds_run and not self._existing_checkpoint("last")[0].samefile(path):

@@ -37,7 +37,6 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -57,6 +56,7 @@ from data.transforms import to_pil_images
 from pipeline import Drawn, TextToImage, repeat
 from previews import Previews
 from ranking import CANDIDATES, keep_best, score_by_clip, score_by_prior
+from resume_command import same_command
 from sample_files import GRID_PICTURES, Ranking, Sample, Samples, write_grid
 from sample_options import RULES, STAGES, parse
 from streaming import ProgressFiles
@@ -150,7 +150,7 @@ def _draw_missing(
         _draw(share.samples, pipeline.to(device), options, silent=samples is None)
 
     work = None if missing is None else Samples(missing)
-    to_go_on = f"finished pictures stay; to go on: python sample.py {shlex.join(args)}"
+    to_go_on = f"finished pictures stay; to go on: {same_command('sample.py', args)}"
     _processes().do_on_devices(work, draw, options.device, options.devices, to_go_on)
 
 

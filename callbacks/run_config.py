@@ -11,7 +11,6 @@ from pytorch_lightning.cli import SaveConfigCallback
 from whole_files import write_file
 
 REJECTS = "rejects.json"  # in the run's folder: unusable files of its pictures, where no other report is asked for
-CONFIG_FILE = "config.yaml"  # in the run's folder, from the beginning of its first fit on
 SETTINGS = "settings"  # in the checkpoint
 
 
@@ -31,7 +30,7 @@ class RunConfig(SaveConfigCallback):
         if stage == "fit" and not self.config.check:
             folder = Path(self.config.run)
             folder.mkdir(parents=True, exist_ok=True)
-            write_file(folder / CONFIG_FILE, settings_of(self.parser, self.config).encode())
+            write_file(folder / "config.yaml", settings_of(self.parser, self.config).encode())
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -161,7 +161,7 @@ def test_a_run_without_a_checkpoint_yet_begins_anew(tmp_path, caplog):
     (run / LOCK).write_text("process 1 on another\n")
     again = fit("tokenizer", run, "--ckpt_path=last")  # as a scheduler repeats its job
     assert_equal(checkpoint_of(again)["state_dict"], expected["state_dict"])
-    assert f"no checkpoint in {run} yet, where a run was begun: it begins anew" in caplog.messages
+    assert f"no checkpoint in {run} yet: the run begins at its beginning" in caplog.messages
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     check_undamaged(run / CHECKPOINT)
 

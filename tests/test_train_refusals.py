@@ -89,7 +89,7 @@ def test_a_run_is_not_overwritten_from_another_checkpoint(fails, tokenizer_run, 
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_nothing_to_go_on_with(fails, tmp_path, command):
-    for ckpt_path in ("last", "nowhere.ckpt"):
+    for ckpt_path in ("nowhere.ckpt", *(["last"] if command == "validate" else [])):
         said = fails("tokenizer", command, *arguments("tokenizer", tmp_path / "run", f"--ckpt_path={ckpt_path}"))
         assert "no checkpoint" in said
         assert f"{ckpt_path.removesuffix('.ckpt')}.ckpt" in said

@@ -31,6 +31,10 @@ def test_two_files_and_nothing_left_over(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_others_may_read_what_the_umask_lets_them(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_saving_again_replaces(make_prior, folder):
     prior = make_prior(n_layer=2)
     prior.save_pretrained(folder)
