@@ -262,10 +262,12 @@ def test_two_devices_are_ended_and_gone_on_with(tmp_path, model, monkeypatch, ca
         settings = ["--drawings.count", "400", "--rows_per_shard", "16", "--workers", "0", "--crops", "2"]
         return ["--tokenizer", str(model), *settings, "--out", str(tmp_path / out)]
 
+    typed = [sys.executable, str(ROOT / "encode.py"), *args("two"), "--devices", "2"]
+
     def ended(end: Callable[[int], object], after: str) -> tuple[int, str, str]:
         """Exit code and what was said, until both processes had ended."""
         with subprocess.Popen(
-            [sys.executable, ROOT / "encode.py", *args("two"), "--devices", "2"],
+            typed,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -281,7 +283,7 @@ def test_two_devices_are_ended_and_gone_on_with(tmp_path, model, monkeypatch, ca
     two = tmp_path / "two"
     code, said, errors = ended(kill_started, "000001.safetensors")  # the second device's first
     assert (code, said) == (1, "") and errors.count("\n") == 1
-    command = f"finished shards stay; to go on: python encode.py {shlex.join(args('two'))} --devices 2\n"
+    command = f"finished shards stay; to go on: {shlex.join(typed)}\n"
     assert re.match(r"error: the process of device 1 \(\d+\) was ended by SIGKILL, as where memory", errors)
     assert errors.endswith(command)
     made = {path.name: path.stat().st_mtime_ns for path in two.glob("*.safetensors")}
