@@ -30,13 +30,14 @@ from data.shards.source import ShardsSource
 from data.shards.stream import StreamedShards
 from data.shards.streaming import StreamOrder, StreamSamples
 from data.source import Source
-from data.split import Keyed, fingerprint, split_by_key, spread
+from data.split import Keyed, fingerprint, in_places, split_by_key, spread
 from data.text import TextTokenizer
 from data.text_cache import trained_once
 
 log = logging.getLogger(__name__)
 PICTURES_READ_FOR_TEXT = 100_000  # whose captions train the BPE: enough for 16,384 entries
-PICTURES_COUNTED = 2_000  # whose captions are looked at for those that are too long: each is a read of its own
+PICTURES_COUNTED = 2_048  # whose captions are looked at for those that are too long: each is a read of its own
+PLACES_COUNTED = 64  # where they lie, in a row each: of codes, a shard is mapped for each place
 
 
 class CaptionedData(pl.LightningDataModule):
@@ -270,7 +271,7 @@ class PriorData(CaptionedData):
     def _open(self) -> None:
         super()._open()
         self.text_tokenizer = self._text_tokenizer()
-        self._report_truncated(list(self._training_captions(PICTURES_COUNTED)))
+        self._report_truncated(list(self._captions_of(in_places(self.train_indices, PICTURES_COUNTED, PLACES_COUNTED))))
 
     def _text_tokenizer(self) -> TextTokenizer:
         if self.text.tokenizer is not None:
@@ -285,10 +286,11 @@ class PriorData(CaptionedData):
         return trained_once(Path(self.codes), made_of, self._train_text_tokenizer)
 
     def _train_text_tokenizer(self) -> TextTokenizer:
-        return TextTokenizer.train(self._training_captions(PICTURES_READ_FOR_TEXT), self.text.vocab_size)
+        read = spread(self.train_indices, PICTURES_READ_FOR_TEXT)
+        return TextTokenizer.train(self._captions_of(read), self.text.vocab_size)
 
-    def _training_captions(self, pictures: int) -> Iterator[str]:
-        for index in spread(self.train_indices, pictures).tolist():
+    def _captions_of(self, indices: Tensor) -> Iterator[str]:
+        for index in indices.tolist():
             with suppress(Rejected):  # counted where the sample is read to train on
                 yield from self.source.captions(index)
 

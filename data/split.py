@@ -88,3 +88,12 @@ def spread(indices: Sequence[int] | Tensor, count: int) -> Tensor:
     indices = torch.as_tensor(indices, dtype=torch.int64)
     n = len(indices)
     return indices if n <= count else indices[torch.arange(count) * n // count]
+
+
+def in_places(indices: Tensor, count: int, places: int) -> Tensor:
+    """At most `count` of the indices, in rows of equal length at evenly spaced places, in their order; int64."""
+    n = len(indices)
+    if n <= count:
+        return indices
+    row = count // places
+    return indices[(torch.arange(places)[:, None] * n // places + torch.arange(row)).flatten()]

@@ -185,6 +185,7 @@ def test_truncation_is_reported_once(caplog):
 
 def test_a_large_set_is_looked_at_in_part_for_long_captions(monkeypatch, caplog):
     monkeypatch.setattr(datamodule, "PICTURES_COUNTED", 5)
+    monkeypatch.setattr(datamodule, "PLACES_COUNTED", 5)
     with caplog.at_level(logging.WARNING, logger="data.datamodule"):
         prepared(text={"text_len": 3})
     assert [record.getMessage().partition(" captions")[0] for record in caplog.records] == ["10 of 10"]

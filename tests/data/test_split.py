@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
-from data.split import SPLITS, UNSAID, SplitTable, key_hash, split_by_key, spread
+from data.split import SPLITS, UNSAID, SplitTable, in_places, key_hash, split_by_key, spread
 
 
 class Rows:
@@ -98,3 +98,9 @@ def test_spread_is_even_and_in_order():
     assert spread(torch.arange(7), 3).tolist() == [0, 2, 4]
     assert spread([], 3).tolist() == []
     assert spread([1], 3).dtype == torch.int64
+
+
+def test_samples_in_rows_at_spaced_places():
+    assert in_places(torch.arange(100, 200), 6, 3).tolist() == [100, 101, 133, 134, 166, 167]
+    assert in_places(torch.arange(5), 6, 3).tolist() == [0, 1, 2, 3, 4]
+    assert in_places(torch.arange(7), 6, 3).tolist() == [0, 1, 2, 3, 4, 5]
