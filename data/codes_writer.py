@@ -59,6 +59,11 @@ class CodesWriter:
         else:
             if self.folder.exists() and not self.folder.is_dir():
                 raise ValueError(f"{self.folder} is a file, expected a folder for the codes")
+            if shards := [number for number in range(self.recipe.shards) if self._path(number).is_file()]:
+                raise ValueError(
+                    f"{self.folder} holds shards of codes ({shard_name(shards[0])}) but no {MANIFEST}, so that nobody "
+                    f"knows what they were made by: put {MANIFEST} back, or remove the folder, or write elsewhere"
+                )
             if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(f"{self.folder} exists already and holds no codes: write them elsewhere")
             self.folder.mkdir(parents=True, exist_ok=True)

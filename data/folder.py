@@ -33,6 +33,7 @@ from data.waiting import with_progress
 
 log = logging.getLogger(__name__)
 WAITS = (0.1, 1.0)  # seconds before a file that could not be read is tried once more
+_GONE = (FileNotFoundError, NotADirectoryError)
 _UNREAD = {".avif", ".bmp", ".heic", ".jfif", ".jp2", ".svg", ".tif", ".tiff"}  # pictures that people will miss
 
 
@@ -128,7 +129,8 @@ class FolderSource:
         except PictureError as error:
             if data is None and _is_of_the_system(error):
                 raise PictureError(f"{path}: {error}") from error
-            raise Rejected(Reject(key, Reason.BROKEN, f"{path}: {error}")) from error
+            gone = "; it has gone since the folder was checked" if isinstance(error.__cause__, _GONE) else ""
+            raise Rejected(Reject(key, Reason.BROKEN, f"{path}: {error}{gone}")) from error
 
     def file(self, index: int) -> bytes:
         """The bytes of the picture's file. Raises `PictureError` where it is not the one that was scanned."""
@@ -324,7 +326,7 @@ def _read(path: Path, known: Callable[[Stamp | None], Scanned | None]) -> Scanne
 def _is_of_the_system(error: PictureError) -> bool:
     """Whether a file could not be read for a reason that says nothing of it, not even that it has gone."""
     cause = error.__cause__
-    return isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError)
+    return isinstance(cause, OSError) and not isinstance(cause, _GONE)
 
 
 def _digest(data: bytes) -> bytes:

@@ -21,6 +21,7 @@ import json
 import logging
 import random
 import select
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -140,7 +141,24 @@ def _copy(url: str, file: BinaryIO) -> None:
             stream.close()
         raise
     with _blamed_on(url):
-        stream.close()  # waits for the command, and raises where it failed
+        _close(stream)
+
+
+def _close(stream: BinaryIO) -> None:
+    """Waits for the command, where it is the output of one. Raises OSError where that failed."""
+    from webdataset.gopen import Pipe
+
+    if not isinstance(stream, Pipe):
+        stream.close()
+        return
+    stream.ignore_errors = True  # the library's message shows how it starts commands
+    stream.close()
+    if stream.status in stream.ignore_status:
+        return
+    args = stream.proc.args
+    command = args if isinstance(args, str) else shlex.join(args)
+    how = f"ended with exit code {stream.status}" if stream.status > 0 else f"was ended by signal {-stream.status}"
+    raise OSError(f"the command {command!r} {how}")
 
 
 def _read(url: str, stream: BinaryIO) -> bytes:

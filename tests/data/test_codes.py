@@ -182,6 +182,15 @@ def test_a_folder_of_something_else_is_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_shards_without_a_manifest_are_kept_and_named(tmp_path):
+    rows = [Row(f"{i}", ("c",), None) for i in range(3)]
+    write_codes(tmp_path, recipe(), rows, torch.zeros(3, 1, 1, 2))
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"holds shards of codes \(000000.*\) but no manifest\.json.* put manifest"):
+        CodesWriter(tmp_path, recipe()).begin()
+    assert (tmp_path / "000000.safetensors").is_file() and not (tmp_path / "recipe.json").exists()
+
+
 def test_a_full_disk_leaves_what_was_finished(tmp_path, monkeypatch):
     writer = CodesWriter(tmp_path / "codes", recipe())
     writer.begin()

@@ -147,7 +147,7 @@ def test_a_picture_that_goes_or_breaks_later_is_named(tmp_path: Path) -> None:
     source = FolderSource(folder_of(tmp_path, ["a.png", "b.png", "c.png"]), need_captions=True)
     (tmp_path / "a.png").unlink()
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
-    with pytest.raises(Rejected, match=r"a\.png: No such file") as gone:
+    with pytest.raises(Rejected, match=r"a\.png: No such file or directory; it has gone since") as gone:
         source.image(0)
     assert gone.value.reject.file == "a.png" and gone.value.reject.reason == Reason.BROKEN
     with pytest.raises(Rejected, match=r"b\.png: "):
