@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from callbacks.folder_io import FolderIO
-from callbacks.run_state import after_last_step, any_device
+from callbacks.run_state import after_last_step, any_device, begin_epoch_if_last_ended
 from callbacks.stop_signals import StopSignals
 from checkpoint_folder import CheckpointFolder
 
@@ -72,6 +72,7 @@ class RunCheckpoint(Checkpoint):
         self._signals.install()
         self._next = time.monotonic() + 60 * self.policy.every_minutes
         self._step = trainer.global_step
+        begin_epoch_if_last_ended(trainer)
 
     def _what_ends(self) -> str | None:
         if self._over:

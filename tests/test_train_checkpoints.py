@@ -12,6 +12,7 @@ import torch
 
 import cli
 import train
+from callbacks.checkpoint import RunCheckpoint
 from checkpoint_files import check_undamaged
 from checkpoint_folder import CheckpointFolder
 from locks import LOCK, only_writer
@@ -110,6 +111,31 @@ def test_a_run_whose_folder_is_removed_says_so_and_goes_on_in_a_new_one(tmp_path
     assert "Traceback" not in capfd.readouterr().err
     assert checkpoint_of(run)["global_step"] == 12
     assert files_in(run) >= MODEL_FILES
+
+
+class Killed(BaseException):
+    """As kill -9 ends a process: nothing of the run comes after it."""
+
+
+def test_two_ends_by_kill_of_a_run_by_epochs(tmp_path, monkeypatch):
+    """At an epoch's end, which has no validation, and in the next one."""
+    length = ("--trainer.max_steps=-1", "--trainer.max_epochs=3", "--checkpoints.every_steps=1")
+    length += ("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=4")
+    whole, parts, save = fit("tokenizer", tmp_path / "whole", *length), tmp_path / "parts", RunCheckpoint._save
+    for step, *more in ((6,), (8, "--ckpt_path=last"), (9, "--ckpt_path=last")):
+
+        def save_and_end(self, trainer, step=step) -> None:
+            save(self, trainer)
+            if trainer.global_step == step:
+                raise Killed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RunCheckpoint, "_save", save_and_end)
+            with pytest.raises(Killed):
+                fit("tokenizer", parts, *length, *more)
+    fit("tokenizer", parts, *length, "--ckpt_path=last")
+    for part in (*BOTH, "loops", "TokenizerData"):
+        assert_equal(checkpoint_of(whole)[part], checkpoint_of(parts)[part], part)
 
 
 def flip(path: Path) -> None:
