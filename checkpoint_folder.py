@@ -102,7 +102,9 @@ class CheckpointFolder:
                 log.warning("going back to the one before: %s, step %s", path, checkpoint["global_step"])
             return path, checkpoint
         if problems:
-            raise ValueError("; ".join(problems) + f": none of {self.folder} is good; without them a run begins anew")
+            raise ValueError(
+                "; ".join(problems) + f": none in {self.folder} is good. Without that folder a run begins anew"
+            )
         raise ValueError(f"no checkpoint {self.last}")
 
     def write(self, checkpoint: dict[str, Any]) -> None:

@@ -32,8 +32,9 @@ def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for part in folder.glob(f".{WEIGHTS}.*.part"):  # of a process that was killed
-        part.unlink()
+    for pattern in (f".{WEIGHTS}.*.part", f".{CONFIG}.*.part", ".tmp*"):  # of a process that was killed
+        for part in folder.glob(pattern):  # the last one is what safetensors writes beside, all of the weights
+            part.unlink(missing_ok=True)
     with written_beside(folder / CONFIG) as settings:
         settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         sync(settings)

@@ -27,6 +27,7 @@ IN_ORDER = (0, INTERRUPTED)  # exit codes of a process whose work is over, maybe
 PATIENCE = 5.0  # seconds that a process has to end by itself once another one has, with its own error
 
 _over = threading.Event()
+_met = threading.Event()  # before that, the others wait for whoever ends, however well
 _ending = threading.Lock()  # taken for good: two threads may see the same end
 _started: list[subprocess.Popen] = []  # by this process
 _first: int | None = None  # the process that this one watches, if it was started by one
@@ -63,8 +64,10 @@ def processes_watched(trainer: pl.Trainer) -> Iterator[None]:
     def watch_and_meet() -> None:
         _watch_started_by(strategy.launcher)
         meet()
+        _met.set()
 
     _over.clear()
+    _met.clear()
     strategy.setup_environment = watch_and_meet
     try:
         yield
@@ -105,7 +108,7 @@ def _watch_started_by(launcher: object) -> None:
 
 
 def _watch_started() -> None:
-    while (ended := _ended(IN_ORDER)) is None:
+    while (ended := _ended(IN_ORDER if _met.is_set() else ())) is None:
         if _over.wait(EVERY):
             return
     if not _over.wait(_patience):

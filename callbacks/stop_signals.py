@@ -41,10 +41,10 @@ class StopSignals:
         From here on, no signal comes before the training: not even when an error has ended it, and Lightning and
         `restore` have put back the handlers that say so.
         """
-        start_signals.leave()
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
             for number in SIGNALS:
                 signal.signal(number, self._receive)
+            start_signals.leave()
 
     def restore(self) -> None:
         if threading.current_thread() is threading.main_thread():

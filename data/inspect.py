@@ -8,7 +8,8 @@
 Filters (--max_aspect_ratio 2, --min_caption_length 5, ...) show what would be left with them, and what they would take.
 
 The exit code is 0 for a set that a prior can be trained on, 1 for one that training would refuse (shards damaged or
-missing, codes damaged, no captions, too many rejects), after what there is has been shown, and 2 where nothing can be.
+missing, pictures of codes damaged, no captions, too many rejects), after what there is has been shown, and 2 where
+nothing can be, as of codes with a shard missing. Of codes, `encode.py --verify` reads every byte.
 """
 
 import argparse
@@ -68,10 +69,14 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         found["captions"] = survey_captions(source, rows, count_tokens)
         if isinstance(source, CodesSource):
             found["codes"] = survey_codes(source, rows)
+            if source.manifest.bare[0]:
+                found["refused"] = f"{source.manifest.bare[0]:,} pictures without a caption"
             if damaged := [*found["captions"].get("first unreadable", ()), *found["codes"].get("first unreadable", ())]:
                 found["refused"] = damaged[0]
         else:
-            found["pictures"] = survey_pictures(source, rows, options.bits)
+            pictures = found["pictures"] = survey_pictures(source, rows, options.bits)
+            if (broken := pictures["broken"] / max(1, pictures["looked at"])) > USUAL_MAX_REJECTED:
+                found.setdefault("refused", f"{broken:.1%} broken, more than the usual {USUAL_MAX_REJECTED}")
     if options.out is not None:
         _write(options.out, found, source)
     return found

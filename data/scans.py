@@ -42,7 +42,7 @@ class Stamp(NamedTuple):
 
     size: int
     mtime_ns: int
-    ctime_ns: int  # which no program can set: what is written over and given its old time has another one
+    ctime_ns: int  # which programs do not set: what is written over and given its old time has another one
 
 
 class Scanned(NamedTuple):
@@ -55,12 +55,14 @@ class Scanned(NamedTuple):
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """None where there is no such file, or the system does not say."""
+    """None where there is no such file, or the system does not say, or says a time that 64 bits do not hold (after the
+    year 2262)."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    stamp = Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return stamp if max(map(abs, stamp)) < 2**63 else None
 
 
 class Scans:

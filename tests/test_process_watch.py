@@ -96,8 +96,10 @@ def test_an_error_in_a_process_that_a_cluster_has_started_stays_one(monkeypatch,
     assert ends.empty()
 
 
-def test_a_process_that_ends_before_all_have_met_is_seen(monkeypatch, ends, trainer):
-    """Then the first one waits for it, and Lightning's own watch would kill it."""
+@pytest.mark.parametrize("code", [0, 3, 130])
+def test_a_process_that_ends_before_all_have_met_is_seen(code, monkeypatch, ends):
+    """Then the first one waits for it, also for one that Ctrl-C has ended, and Lightning's own watch would kill it."""
+    trainer = trainer_of(f"raise SystemExit({code})")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     watch_first_process("to go on: ...", patience=0)
     of_lightning, met = trainer.strategy.launcher.procs, Event()
@@ -105,7 +107,7 @@ def test_a_process_that_ends_before_all_have_met_is_seen(monkeypatch, ends, trai
     monkeypatch.setattr(process_watch, "_end", lambda message: (ends.put(message), met.set()))
     with processes_watched(trainer):
         trainer.strategy.setup_environment()
-    assert "device 1 (" in (said := ends.get(timeout=20)) and said.endswith(") ended with exit code 3")
+    assert "device 1 (" in (said := ends.get(timeout=20)) and said.endswith(f") ended with exit code {code}")
     assert of_lightning == [] and len(trainer.strategy.launcher.procs) == 1, "whom Lightning ends at Ctrl-C"
 
 

@@ -180,7 +180,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 def _make_all(pieces: Sequence[Piece], settings: BuildSettings, rejects: Rejects) -> list[Piece]:
     """The pieces whose picture is on disk at the end, in the order of `pieces`, whoever made them."""
-    todo = [piece for piece in pieces if not (settings.out / piece.file_name).exists()]
+    todo = [piece for piece in pieces if not _is_made(settings.out / piece.file_name)]
     jobs = [(piece.make, piece.content, settings.size, settings.out / piece.file_name) for piece in todo]
     failed = set()
     with tqdm(total=len(pieces), initial=len(pieces) - len(todo), desc="pictures", unit="", disable=None) as bar:
@@ -190,6 +190,11 @@ def _make_all(pieces: Sequence[Piece], settings: BuildSettings, rejects: Rejects
                 failed.add(piece.file_name)
             bar.update()
     return [piece for piece in pieces if piece.file_name not in failed]
+
+
+def _is_made(path: Path) -> bool:
+    """After a power cut there may be names of pictures whose content never came to the disk."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _outcomes(jobs: Sequence[Job], workers: int) -> Iterator[str | None]:

@@ -11,6 +11,7 @@ from PIL import Image
 import data.folder
 from data.folder import FolderSource
 from data.pictures import decode_picture
+from data.scans import stamp_of
 
 NAMES = [f"{number}.png" for number in range(5)]
 
@@ -144,3 +145,12 @@ def test_a_record_that_cannot_be_kept_is_said(folder, monkeypatch, caplog):
     monkeypatch.setattr("data.scans.write_file", full)
     assert len(opened(folder)) == 5
     assert "rejects-scan.safetensors cannot be kept" in caplog.text
+
+
+def test_a_time_that_64_bits_do_not_hold_keeps_no_record_and_ends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.touch()
+    os.utime(path, ns=(2**63, 2**63))  # in the year 2262
+    if path.stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system holds no such time")
+    assert stamp_of(path) is None

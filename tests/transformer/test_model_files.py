@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import model_files
 import whole_files
 from transformer.model import Prior
 
@@ -74,8 +75,21 @@ def test_a_disk_that_is_full_only_when_it_is_to_keep_the_weights_leaves_the_old_
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_a_killed_save_left_goes_with_the_next(make_prior, folder):
-    (folder / ".model.safetensors.0a1b2c3d.part").write_bytes(b"half")
+def test_what_a_killed_save_left_goes_with_the_next(make_prior, folder, monkeypatch):
+    """Killed right before, or in the middle of, what brings the weights to the disk."""
+    for cut in ("save_file", "sync"):
+        with monkeypatch.context() as patched:
+
+            def end(*args, cut=cut, **settings) -> None:
+                if cut == "save_file":
+                    (folder / ".tmpA1b2C3").write_bytes(b"half of what safetensors writes")
+                raise KeyboardInterrupt
+
+            patched.setattr(model_files, cut, end)
+            patched.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # which a kill does not come to
+            with pytest.raises(KeyboardInterrupt):
+                make_prior().save_pretrained(folder)
+    assert len(list(folder.iterdir())) > 4
     make_prior().save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
