@@ -71,8 +71,11 @@ def _shaken(model: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.fixture(autouse=True)
 def ctrl_c_restored() -> Iterator[None]:
-    """Lightning leaves Ctrl-C ignored after a fit that it has ended."""
+    """Lightning leaves Ctrl-C ignored after a fit that it has ended, and so does a shell that starts pytest beside it."""
     handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.SIG_IGN:
+        handler = signal.default_int_handler
+        signal.signal(signal.SIGINT, handler)
     yield
     signal.signal(signal.SIGINT, handler)
 

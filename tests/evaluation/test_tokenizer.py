@@ -162,7 +162,8 @@ def test_the_folder_one_stands_in(pictures, palette, tmp_path, monkeypatch):
     (tmp_path / "report").mkdir()
     monkeypatch.chdir(tmp_path / "report")
     evaluate(["tokenizer", f"--model={palette}", f"--data={pictures}", "--split=test", "--out=."])
-    assert {path.name for path in tmp_path.rglob("*.*")} == {"report.json", "worst.png", "report-rejects.json"}
+    of_pictures = {"report-rejects.json", "report-rejects-scan.safetensors"}
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"report.json", "worst.png", *of_pictures}
 
 
 def test_a_model_that_is_not_there(pictures, tmp_path):

@@ -39,7 +39,7 @@ def test_read_refused_or_counted(folder: Folder, tmp_path: Path):
         assert reasons == ({folder.outcome} if folder.outcome else set())
         assert json.loads((tmp_path / "report.json").read_text("utf-8"))["rejected"] == len(report.rejects)
         report.summary().encode()
-    assert {path.name for path in tmp_path.iterdir()} <= {"set", "report.json"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"set", "report.json", "report-scan.safetensors"}
 
 
 def test_a_pipe_does_not_block(tmp_path: Path):
