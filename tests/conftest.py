@@ -71,7 +71,7 @@ def _shaken(model: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.fixture(autouse=True)
 def ctrl_c_restored() -> Iterator[None]:
-    """Lightning leaves Ctrl-C ignored after a fit that it has ended, and so does a shell that starts pytest beside it."""
+    """Lightning leaves Ctrl-C ignored after a fit that it has ended, as does a shell that starts pytest beside it."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is signal.SIG_IGN:
         handler = signal.default_int_handler
