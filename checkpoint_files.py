@@ -111,6 +111,7 @@ def check_undamaged(path: Path) -> None:
     """
     try:
         problem = _problem_of_digest(path) if _has_comment(path) else _problem_of_parts(path)
+    # NotImplementedError and RuntimeError are zipfile's for a compression or an encryption that flipped bits ask for.
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise _damaged(path, error) from error
     except OSError as error:

@@ -86,7 +86,7 @@ def do_on_devices(work: W | None, do: Do[W], kind: str, devices: int, to_go_on: 
     try:
         with processes_watched(trainer):
             trainer.predict(_Doing(work, do), return_predictions=False)
-    except BaseException:
+    except BaseException:  # Ctrl-C and SystemExit too: no process may outlive this one
         strategy.launcher.kill(signal.SIGKILL)  # those that it has started: why it ends is said once, here
         raise
 

@@ -306,7 +306,8 @@ def usable_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).item()  # "meta" has tensors, but no numbers in them
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a build without CUDA
+    # AssertionError comes from a build without CUDA, NotImplementedError from "meta".
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"device {device} was asked for, but PyTorch cannot use it here: {why}") from error
     return device

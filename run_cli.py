@@ -278,13 +278,13 @@ class RunCLI(LightningCLI):
 
     def export(self, folder: Path) -> None:
         """Writes the model folder."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of training has its own
 
     picture_name: str
 
     def draw(self, system: pl.LightningModule) -> Image.Image:
         """The picture that shows how far the training is."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of training has its own
 
     @cached_property
     def held_out_batch(self) -> dict[str, Any]:

@@ -128,8 +128,9 @@ def verdicts(rows: Sequence[Row], memory: Sequence[Memory], device: str, hardwar
 
 def _ratios(row: Row, goals: dict[tuple[str, tuple[str, ...], str], tuple[float, ...]]) -> Iterator[Verdict]:
     for (kind, passes, group), at_grids in goals.items():
-        # Goals on a CPU are for the first grids only.
-        goal = dict(zip(GRIDS, at_grids, strict=False)).get(row.grid)
+        goal = dict(zip(GRIDS, at_grids, strict=False)).get(
+            row.grid
+        )  # not strict: CPUs' goals end with the first grids
         if goal is not None and row.kind == kind and row.pass_ in passes:
             yield Verdict(what=f"{row.label}, times {GROUPS[group]}", goal=goal, found=row.ratio(group))
 

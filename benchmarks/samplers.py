@@ -144,7 +144,7 @@ class ByLengths:
 
     def step(self, length: int) -> Tensor:
         """The next token (B,) after the first `length` of the picture."""
-        raise NotImplementedError
+        raise NotImplementedError  # each contestant has its own
 
     def warm_up(self) -> None:
         self.time_step(self.lengths()[1])

@@ -49,11 +49,11 @@ class Trainer:
         self.optimizer = AdamW(learning, lr=LR, fused=True)
 
     def loss(self) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # each contestant has its own
 
     def flops(self) -> float:
         """Of a step, forwards and backwards."""
-        raise NotImplementedError
+        raise NotImplementedError  # each contestant has its own
 
     def step(self) -> Tensor:
         """Returns the loss before it."""

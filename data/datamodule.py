@@ -59,11 +59,11 @@ class CaptionedData(pl.LightningDataModule):
 
     def open_source(self) -> Keyed:
         """The samples."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of data has its own
 
     def readers(self, source: Keyed, *, training: bool) -> list[Reader]:
         """What makes up a sample of a source, in training or in validation."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of data has its own
 
     def setup(self, stage: str | None = None) -> None:
         """Open the source and split it; once. Raises ValueError where the validation split is empty."""

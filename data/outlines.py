@@ -29,7 +29,7 @@ def coverage(
     fine = 8 if extent * size < 128 else 4
     patch = Image.new("L", ((right - left) * fine, (bottom - top) * fine))
     pen = ImageDraw.Draw(patch)
-    for points, fill in zip(outlines, (255, 0), strict=False):  # a second outline is a hole
+    for points, fill in zip(outlines, (255, 0), strict=False):  # most have one; a second is a hole
         pen.polygon(((points - (left, top)) * fine - 0.5).ravel().tolist(), fill=fill)
     return patch.reduce(fine), (left, top)
 

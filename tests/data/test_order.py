@@ -116,10 +116,10 @@ def test_an_epoch_that_is_left_early_is_over(workers):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_resuming_goes_on_with_the_next_batch(workers):
-    expected = [batch for _, batch in zip(range(15), stream(loader_of(order_of())), strict=False)]
+    expected = [batch for _, batch in zip(range(15), stream(loader_of(order_of())), strict=False)]  # which has no end
     for done in (0, 1, 3, 4, 5, 6, 9, 10):
         first = loader_of(order_of())
-        before = [batch for _, batch in zip(range(done), stream(first), strict=False)]
+        before = [batch for _, batch in zip(range(done), stream(first), strict=False)]  # as above
         second = loader_of(order_of(), workers)
         second.load_state_dict(first.state_dict())
         after = [batch for _, batch in zip(range(15 - done), stream(second), strict=False)]

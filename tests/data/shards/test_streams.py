@@ -134,7 +134,7 @@ def test_going_on_in_the_middle_of_an_epoch(eight, workers):
             next(iterator)
         second = data_of(config, workers=workers)
         second.load_state_dict(first.state_dict())
-        for batch, found in zip(expected[done:], stream(second), strict=False):
+        for batch, found in zip(expected[done:], stream(second), strict=False):  # the stream has no end
             assert found["keys"] == batch["keys"] and torch.equal(found["images"], batch["images"])
 
 
