@@ -122,14 +122,8 @@ def _encode(
     check_drawn_large_enough(options.drawings, image_tokenizer.config.image_size)
     report = options.report or (f"{Path(options.out)}-rejects.json" if options.drawings is None else None)
     loading = Loading(max_rejected=options.max_rejected, report=report)
-    source = open_pictures(
-        options.folder,
-        options.drawings,
-        loading,
-        need_captions=True,
-        shards=options.shards,
-        filters=options.filters,
-    )
+    pictures = {"shards": options.shards, "filters": options.filters}
+    source = open_pictures(options.folder, options.drawings, loading, need_captions=True, **pictures)
     start = time.perf_counter()
     encoding = begin(source, image_tokenizer.to(device), options.out, config, _described(options))
     if encoding.pictures < len(source):

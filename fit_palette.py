@@ -72,14 +72,8 @@ def fit_palette(args: list[str]) -> None:
         val_fraction=options.val_fraction,
         report=f"{options.out}-rejects.json" if options.drawings is None else None,
     )
-    source = open_pictures(
-        options.folder,
-        options.drawings,
-        loading,
-        need_captions=False,
-        shards=options.shards,
-        filters=options.filters,
-    )
+    pictures = {"shards": options.shards, "filters": options.filters}
+    source = open_pictures(options.folder, options.drawings, loading, need_captions=False, **pictures)
     start = time.perf_counter()
     train = split_by_key(source, options.val_fraction)[0].tolist()
     if not train:

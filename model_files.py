@@ -37,7 +37,7 @@ def save_folder(folder: str | Path, model: nn.Module, config: dict[str, Any]) ->
             part.unlink(missing_ok=True)
     with written_beside(folder / CONFIG) as settings:
         settings.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        sync(settings)
+        sync(settings)  # both, before the old settings go: a disk may be full only then
         with written_beside(folder / WEIGHTS) as weights:
             write_tensors(tensors, weights, {"format": "pt"})
             (folder / CONFIG).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
 from callbacks.folder_io import FolderIO
-from callbacks.run_state import after_last_step, any_device, begin_epoch_if_last_ended
+from callbacks.run_state import after_last_step, any_device
 from callbacks.stop_signals import StopSignals
 from checkpoint_folder import CheckpointFolder
 
@@ -72,7 +72,7 @@ class RunCheckpoint(Checkpoint):
         self._signals.install()
         self._next = time.monotonic() + 60 * self.policy.every_minutes
         self._step = trainer.global_step
-        begin_epoch_if_last_ended(trainer)
+        _begin_epoch_if_last_ended(trainer)
 
     def _what_ends(self) -> str | None:
         if self._over:
@@ -177,3 +177,13 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
     follows = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
     trainer.should_stop = stop
     return follows
+
+
+def _begin_epoch_if_last_ended(trainer: pl.Trainer) -> None:
+    """To be called before the first batch. Where a fit goes on from an epoch's last batch, Lightning counts the next
+    epoch as neither ready nor started, and takes a checkpoint in the middle of it for one of its end: what goes on from
+    that one repeats a step's number and validates at other steps."""
+    loop = trainer.fit_loop
+    if loop.restarted_mid_epoch and loop.epoch_progress.current.processed == loop.epoch_progress.current.ready:
+        loop.epoch_progress.increment_ready()
+        loop.epoch_progress.increment_started()

@@ -34,13 +34,3 @@ def any_device(trainer: pl.Trainer, *decisions: bool) -> list[bool]:
         return list(decisions)
     counts = torch.tensor(decisions, dtype=torch.int32, device=trainer.strategy.root_device)
     return [count > 0 for count in trainer.strategy.reduce(counts, reduce_op="sum").tolist()]
-
-
-def begin_epoch_if_last_ended(trainer: pl.Trainer) -> None:
-    """To be called before the first batch. Where a fit goes on from an epoch's last batch, Lightning counts the next
-    epoch as neither ready nor started, and takes a checkpoint in the middle of it for one of its end: what goes on from
-    that one repeats a step's number and validates at other steps."""
-    loop = trainer.fit_loop
-    if loop.restarted_mid_epoch and loop.epoch_progress.current.processed == loop.epoch_progress.current.ready:
-        loop.epoch_progress.increment_ready()
-        loop.epoch_progress.increment_started()

@@ -188,14 +188,9 @@ class FilteredSource:
             if left:
                 self._shortened[row] = tuple(left)
                 continue
-            length = len(texts[0])
-            reason = (
-                Reason.SHORT_CAPTION
-                if length < least
-                else Reason.LONG_CAPTION
-                if length > most
-                else Reason.UNWANTED_CAPTION
-            )
+            length, reason = len(texts[0]), Reason.UNWANTED_CAPTION
+            if not least <= length <= most:
+                reason = Reason.SHORT_CAPTION if length < least else Reason.LONG_CAPTION
             filtered[row] = Reject(self.source.key(row), reason, f"{texts[0][:80]!r}, {length:,} characters")
         return filtered
 

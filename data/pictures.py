@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from data.threads import Budget
+from data.budget import Budget
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 # Nothing else is tried: some of Pillow's rarer readers start other programs.

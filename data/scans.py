@@ -13,7 +13,8 @@ pictures it holds, in any order,
     looks    (N,)    uint64: `data.near_duplicates.picture_hash`
 
 A file with another stamp is decoded anew, and so is all that was rejected as broken. A file that is changed without a
-change of size and of both times is not noticed; the system lets no ordinary program do that. A record that is damaged
+change of size and of both times is not noticed: where the system's clock for files is coarse (2 s on FAT, 1 s on some
+network file systems), one that is overwritten at the same size within such a step of its scan. A record that is damaged
 or of other rules is not used.
 """
 

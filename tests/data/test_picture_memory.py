@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from data import pictures
+from data.budget import Budget
 from data.pictures import PictureError, decode_picture
-from data.threads import Budget, in_threads
+from data.threads import in_threads
 from tests.hostile.pictures import PICTURES
 
 RNG = np.random.default_rng(0)
