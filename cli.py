@@ -121,28 +121,3 @@ def model_folder(path: str | Path) -> Path:
     if not path.exists():
         raise ValueError(f"no such folder: {path}; expected a run of train.py or an exported model folder")
     raise ValueError(f"{path} holds no model: looked for config.json there and in {path / MODEL_FOLDER}")
-
-
-def cpu_likes_bf16() -> bool:
-    """Whether this processor multiplies in bf16 by instructions of its own (AMX, AVX512-BF16), not by detours.
-
-    oneDNN's own question, `mkldnn._is_mkldnn_bf16_supported`, says yes on every AVX-512 processor, also where bf16 is
-    emulated and slower than fp32. What is asked instead is private in PyTorch, so it may be gone one day: then no.
-    """
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(is_supported() for is_supported in asked if is_supported is not None)
-
-
-def default_precision(accelerator: str) -> str:
-    """Lightning's name of the precision to train in where none is asked for: bf16-mixed on devices that are good at it,
-    else 32-true.
-
-    Args:
-        accelerator: as the Trainer takes it: "auto", "cpu", "gpu", "cuda", ...
-    """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-        fast = on_cpu and cpu_likes_bf16()
-    return "bf16-mixed" if fast else "32-true"

@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import hashlib
 import io
-import json
 import math
 import os
 import platform
@@ -41,10 +40,11 @@ from data.transforms import evaluation_crop
 from encoding import EncodeConfig, encode_source
 from grids import captioned_grid, reconstruction_grid, save_png
 from pipeline import TextToImage, to_pil_images
+from precision import default_precision
 from train import be_quiet, train
 from transformer.sampling import SamplingConfig
 from vqvae.folders import load_image_tokenizer
-from whole_files import write_file
+from whole_files import read_object, write_object
 
 RUN = Path("runs/demo")
 TOKENIZER, CODES, PRIOR, TRIAL = RUN / "tokenizer", RUN / "codes", RUN / "prior", RUN / "trial"
@@ -103,10 +103,10 @@ def begin() -> None:
     }
     if not RECIPE.is_file() and RUN.is_dir() and any(RUN.iterdir()):
         raise ValueError(f"{RUN} holds files of unknown origin; to begin anew: rm -r {RUN} && make demo")
-    if RECIPE.is_file() and read_json(RECIPE) != recipe:
+    if RECIPE.is_file() and read_object(RECIPE) != recipe:
         raise ValueError(f"{RUN} was begun with other drawings or settings; to begin anew: rm -r {RUN} && make demo")
     RUN.mkdir(parents=True, exist_ok=True)
-    write_json(RECIPE, recipe)
+    write_object(RECIPE, recipe)
 
 
 def digest(content: bytes) -> str:
@@ -122,12 +122,12 @@ def timed(name: str, stage: Callable[[], Any]) -> Any:
     start = time.perf_counter()
     result = stage()
     seconds = seconds_of_stages()
-    write_json(SECONDS, seconds | {name: seconds.get(name, 0.0) + time.perf_counter() - start})
+    write_object(SECONDS, seconds | {name: seconds.get(name, 0.0) + time.perf_counter() - start})
     return result
 
 
 def seconds_of_stages() -> dict[str, float]:
-    return read_json(SECONDS) if SECONDS.is_file() else {}
+    return read_object(SECONDS) if SECONDS.is_file() else {}
 
 
 # ---- the four stages
@@ -206,8 +206,8 @@ def train_once(kind: str, run: Path, args: Sequence[str], most: int, end: float)
         steps = affordable_steps(kind, args, most, end - spent)
         metrics = train(kind, arguments(args, run, steps))
         figures = {"steps": steps} | {name: round(value, 4) for name, value in metrics.items() if "val/" in name}
-        write_json(summary, figures)
-    return read_json(summary)
+        write_object(summary, figures)
+    return read_object(summary)
 
 
 def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) -> int:
@@ -243,21 +243,13 @@ def write_report(figures: dict[str, Any]) -> None:
         "machine": {
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "precision": cli.default_precision("auto"),
+            "precision": default_precision("auto"),
             "processor": platform.processor() or platform.machine(),
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
     }
-    write_json(REPORT, report)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    write_object(REPORT, report)
 
 
 def where_it_lies() -> str:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from precision import product_dtype
+
 Group = dict[str, Any]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -33,9 +35,10 @@ MAX_STACKED = 2**24
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """The nearest orthogonal matrix to each of (B, N, M), about: bfloat16 (B, N, M), singular values near 1."""
+    """The nearest orthogonal matrix to each of (B, N, M), about: (B, N, M) of `product_dtype`, singular values
+    near 1."""
     wide = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
-    x = wide.to(torch.bfloat16).contiguous()
+    x = wide.to(product_dtype(wide.device)).contiguous()
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
@@ -45,7 +48,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def orthogonalise_spread(rows: Tensor, like: DTensor) -> Tensor:
-    """`orthogonalise` of B matrices of which each device has some rows: (B, its rows, M) -> the same, bfloat16.
+    """`orthogonalise` of B matrices of which each device has some rows: (B, its rows, M) -> the same, as that.
 
     Device r puts matrices r, r + W, ... of W devices together, and hands the rows of what comes out back.
 
@@ -59,7 +62,7 @@ def orthogonalise_spread(rows: Tensor, like: DTensor) -> Tensor:
     taken = [len(range(device, count, devices)) for device in range(devices)]
     there, back = [taken[rank] * height for height in heights], [number * heights[rank] for number in taken]
 
-    rows = rows.to(torch.bfloat16)
+    rows = rows.to(product_dtype(rows.device))
     parts = _exchange(torch.cat([rows[device::devices].flatten(0, 1) for device in range(devices)]), back, there, group)
     views = zip(parts.split(there), heights, strict=True)
     matrices = torch.cat([part.view(taken[rank], height, columns) for part, height in views], dim=1)

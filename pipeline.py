@@ -33,7 +33,7 @@ from transformer.model import Prior
 from transformer.sampling import SamplingConfig
 from transformer.serving import Weights, for_decoding
 from vqvae.folders import load_image_tokenizer
-from whole_files import write_file
+from whole_files import write_object
 
 BUNDLE, IMAGE_TOKENIZER, TEXT_TOKENIZER = "bundle.json", "image_tokenizer", "tokenizer.json"
 LIBRARIES = ("torch", "torchvision", "tokenizers", "safetensors", "pytorch-lightning")
@@ -145,7 +145,7 @@ class TextToImage:
             "data": data_fingerprint,
             "versions": {name: version(name) for name in LIBRARIES},
         }
-        write_file(folder / BUNDLE, (json.dumps(bundle, indent=2) + "\n").encode())
+        write_object(folder / BUNDLE, bundle)
 
     def _fingerprints(self) -> dict[str, str]:
         return {

@@ -37,6 +37,7 @@ from checkpoint_folder import LAST, CheckpointFolder, CheckpointPolicy
 from data.worker_signals import killed_workers_said
 from locks import only_writer
 from memory import model_too_large_said, out_of_memory_said
+from precision import default_precision
 from process_watch import processes_watched
 from settings_changes import changed_settings
 from sharding import STRATEGY, strategy_of
@@ -114,7 +115,7 @@ class RunCLI(LightningCLI):
                     "least 2 batches"
                 )
         if trainer.precision is None:
-            trainer.precision = cli.default_precision(trainer.accelerator)
+            trainer.precision = default_precision(trainer.accelerator)
         if not isinstance(trainer.val_check_interval, int | float | None):
             raise ValueError(
                 f"trainer.val_check_interval is {trainer.val_check_interval!r}, expected a number of batches or a part "

@@ -16,7 +16,7 @@ from PIL import Image
 from grids import captioned_grid, save_png
 from transformer.sampling import SamplingConfig
 from transformer.serving import Weights
-from whole_files import write_file
+from whole_files import write_object
 
 SLUG_LENGTH = 60
 GRID_PICTURES = 256  # at most; the JSON file lists all
@@ -149,8 +149,7 @@ def write_grid(samples: Sequence[Sample], folder: Path, ranking: Ranking | None 
     save_png(captioned_grid(list(groups.items())), grid, about)
     if ranking is not None:
         listed = [each | {"score": score} for each, score in zip(listed, ranking.scores, strict=True)]
-    content = json.dumps(call | {"pictures": listed, "grid": grid.name}, indent=2, ensure_ascii=False) + "\n"
-    write_file(grid.with_suffix(".json"), content.encode())
+    write_object(grid.with_suffix(".json"), call | {"pictures": listed, "grid": grid.name})
     return grid
 
 

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,16 @@ def write_file(path: Path, content: bytes) -> None:
     """A file of these bytes, as `written_beside`."""
     with written_beside(path) as part:
         part.write_bytes(content)
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """A JSON file of this object for people to read too, as `written_beside`; its folder is made where it is missing.
+
+    A text that is not UTF-8, as a file's name may be, holds lone surrogates; escaped, they stay valid JSON.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_file(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_lines(path: Path, lines: bytes) -> None:

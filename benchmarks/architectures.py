@@ -30,14 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python benc
 import cli
 from benchmarks.contest import Contestant, Point, compete
 from benchmarks.plot import save_curves
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from data.datamodule import PriorData
 from data.samples import evaluation_picture
 from data.settings import Loading, TextConfig
 from data.shapes import ShapesConfig, ShapesSource
 from encoding import encode_source
+from precision import default_precision
 from transformer.config import PRESETS, PriorConfig
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
+from whole_files import write_object
 
 BASE = "base"
 VARIANTS: Mapping[str, dict[str, Any]] = {
@@ -151,7 +153,7 @@ def report(variants: Mapping[str, Contestant], data: PriorData, args: Namespace)
         "benchmark": "architectures",
         **circumstances(args.device),
         "clock": "processor time" if args.device == "cpu" else "wall time",
-        "precision": cli.default_precision(args.device),
+        "precision": default_precision(args.device),
         "settings": {name: value for name, value in vars(args).items() if name not in ("out", "codes")},
         "data": {
             "fingerprint": data.fingerprint,
@@ -166,7 +168,7 @@ def report(variants: Mapping[str, Contestant], data: PriorData, args: Namespace)
     }
     result = rounded(result)
     if args.out is not None:
-        write_json(args.out, result)
+        write_object(args.out, result)
         plot_curves(variants, args.out.with_suffix(".png"))
     print(json.dumps(result))
 

@@ -38,10 +38,11 @@ from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.contestants import OURS, line_up
 from benchmarks.goals import GROUPS, MEMORY_GRID, Memory, Row, print_verdicts, verdicts
 from benchmarks.layer import DTYPES, TIMED, Case, admit, measure, memory_ratio
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.roof import ORDERS, count, fewest_blocks
 from benchmarks.timing import Clock, make_clock
 from kernels.patterns import KINDS, Pattern
+from whole_files import write_object
 
 POSITIONS = 2**16  # of a batch on a GPU: enough to fill it, whatever the length
 
@@ -194,7 +195,7 @@ def report(
     }
     result = rounded(result)
     if args.out is not None:
-        write_json(args.out, result)
+        write_object(args.out, result)
     print(json.dumps(result))
 
 

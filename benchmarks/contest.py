@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-import cli
 from data.datamodule import PriorData
+from precision import default_precision
 from transformer.config import PriorConfig
 from transformer.embeddings import PAD
 from transformer.losses import PriorLoss, prior_loss
@@ -54,7 +54,7 @@ class Contestant:
         self.optimizer = make_optimizer(self.prior, optim)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.device, self.seed, self.budget = torch.device(args.device), args.seed, 60 * args.minutes
-        self.autocast = cli.default_precision(args.device) == "bf16-mixed"
+        self.autocast = default_precision(args.device) == "bf16-mixed"
         self.batches, self.validation = endless(data), data.val_dataloader()
         self.seconds, self.updates = 0.0, 0
         self.curve: list[Point] = []

@@ -41,7 +41,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.isolated import isolated, resident
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.timing import HostClock, time_in_turn
 from data.code_manifest import Recipe
 from data.code_shards import Row
@@ -51,6 +51,7 @@ from data.datamodule import PriorData
 from data.samples import CodesReader, Reader
 from data.settings import Loading, TextConfig
 from data.split import Keyed
+from whole_files import write_object
 
 CODEBOOK, BATCH = 8192, 64
 RATE_GOAL, FIRST_GOAL, GROWTH_GOAL = 10.0, 1.0, 0.02  # times theirs; seconds; of the memory at the first batch
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["memory"] = isolated(measure_epoch, codes)
     report(result)
     if args.out is not None:
-        write_json(args.out, rounded(result))
+        write_object(args.out, rounded(result))
     print(json.dumps(rounded(result)))
 
 

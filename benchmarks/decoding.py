@@ -34,10 +34,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.isolated import isolated
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.timing import make_clock, time_in_turn
 from data.pictures import load_picture
 from data.transforms import evaluation_crop, least_side, tokenizer_augmentation
+from whole_files import write_object
 
 MEGAPIXELS = (1, 2, 4, 8, 12)
 LARGE = 8  # megapixels from which the goal counts
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {"benchmark": "decoding", **circumstances("cpu"), "webdataset": webdataset.__version__}
     result |= {"pillow": Image.__version__, "settings": settings, "rows": rows}
     if args.out is not None:
-        write_json(args.out, rounded(result))
+        write_object(args.out, rounded(result))
     print(json.dumps(rounded(result)))
 
 

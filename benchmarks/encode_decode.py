@@ -26,11 +26,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import import_peer
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.timing import make_clock, time_in_turn
 from cli import keep_freed_memory
 from vqvae.config import DiscreteVAEConfig
 from vqvae.model import DiscreteVAE
+from whole_files import write_object
 
 NEAR_TIE = 1e-4  # of logits of about unit size: float32's rounding through some thirty layers
 EQUAL_CODES = 0.9999
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {name: getattr(args, name) for name in ("n_hid", "codes", "image_size", "batch", "repeats", "clock")}
     result = {"benchmark": "encode_decode", **circumstances("cpu"), "settings": settings, "equal": equal, "rows": rows}
     if args.out is not None:
-        write_json(args.out, rounded(result))
+        write_object(args.out, rounded(result))
     print(json.dumps(rounded(result)))
 
 

@@ -25,8 +25,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from benchmarks.record import ROOT, circumstances, write_json
+from benchmarks.record import ROOT, circumstances
 from checkpoint_folder import LAST
+from whole_files import write_object
 
 ROWS_BETWEEN = 4  # at most so many logged steps, then at most so many seconds, until the kill
 SECONDS_BETWEEN = 0.06
@@ -274,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{survived.unlogged} not logged"
             )
     if args.out:
-        write_json(args.out, result)
+        write_object(args.out, result)
     print(json.dumps(result))
     sys.exit(any(each["wrong"] for each in result["scenarios"].values()))
 

@@ -42,12 +42,13 @@ sys.path.insert(
 
 from benchmarks.ceilings import Ceilings, Work, measure_ceilings
 from benchmarks.memory import peak_bytes
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.timing import Clock, Run, make_clock, time_in_turn
 from kernels.nearest import argmax_linear, argmax_reference, nearest_code
 from vqvae.config import DiscreteVAEConfig
 from vqvae.model import DiscreteVAE
 from vqvae.pixels import map_pixels
+from whole_files import write_object
 
 CHECKED_ROWS = 512
 # By how much the chosen score may fall short, over the sum of the products' sizes: float32's rounding.
@@ -246,7 +247,7 @@ def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], ceilings: C
         "rows": rounded(rows),
     }
     if args.out is not None:
-        write_json(args.out, result)
+        write_object(args.out, result)
     print(json.dumps(result))
 
 

@@ -1,7 +1,6 @@
 """What a result is worth nothing without: where, with what, at which commit and when it was measured."""
 
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from whole_files import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,12 +23,6 @@ def circumstances(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def rounded(value: Any) -> Any:

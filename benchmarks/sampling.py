@@ -30,9 +30,10 @@ from benchmarks.goals import print_verdicts
 from benchmarks.isolated import isolated
 from benchmarks.prior_contestants import QUICK, Sizes
 from benchmarks.prior_goals import sampling_verdicts
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.samplers import DTYPES, EAGER, NAMES, OURS, PEER_DTYPES
 from benchmarks.sampling_rows import Gate, Job, Row, measure
+from whole_files import write_object
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -140,7 +141,7 @@ def report(
     }
     result = rounded(result)
     if args.out is not None:
-        write_json(args.out, result)
+        write_object(args.out, result)
     print(json.dumps(result))
 
 

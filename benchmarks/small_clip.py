@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import cli
-from benchmarks.record import circumstances, rounded, write_json
+from benchmarks.record import circumstances, rounded
 from clip_scores import CONFIG
 from data.scene import COLOURS, INVERSE, SHAPES, Scene, parse_caption
 from data.shapes import Drawing, ShapesConfig, draw
@@ -36,7 +36,7 @@ from data.transforms import evaluation_crop
 from model_files import write_tensors
 from pipeline import ImageTokenizer, TextToImage
 from transformer.schedules import cosine_factor
-from whole_files import written_beside
+from whole_files import write_object, written_beside
 
 WEIGHTS, RECORD = "open_clip_model.safetensors", "training.json"  # beside CONFIG
 CONTEXT = 24  # the longest caption of three objects has 19 tokens
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "retrieval": judge(model, tokenizer, args),
     }
     save(model, sizes, args.out)
-    write_json(args.out / RECORD, rounded(result))
+    write_object(args.out / RECORD, rounded(result))
     print(f"written: {args.out}")
     print(json.dumps(rounded(result)))
 

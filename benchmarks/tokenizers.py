@@ -32,7 +32,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `python benchmarks/tokenizers.py` finds it all
 
-from benchmarks.record import circumstances, rounded, write_json
+from benchmarks.record import circumstances, rounded
 from benchmarks.tokenizer_contestants import Contestant, bf16_loss, contestants
 from data.folder import FolderSource
 from data.samples import evaluation_picture
@@ -40,6 +40,7 @@ from metrics import mean_interval, psnr, ssim
 from pipeline import to_pil_images
 from vqvae.code_use import code_use, count_codes
 from vqvae.palette import Palette, PaletteConfig, sample_pixels
+from whole_files import write_object
 
 SIDE, CROP, FACTOR = 256, 64, 8
 GOALS = {"error over DALLE-pytorch": 0.5, "dB over the best library variant": 1.0, "usage": 0.95}
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {"benchmark": "tokenizers", **circumstances("cpu"), "settings": settings, "goals": reached}
     result |= {"rows": rows, "absent": absent}
     if args.out is not None:
-        write_json(args.out, rounded(result))
+        write_object(args.out, rounded(result))
     print(json.dumps(rounded(result)))
     return None
 

@@ -36,12 +36,13 @@ from benchmarks.goals import print_verdicts
 from benchmarks.isolated import isolated
 from benchmarks.prior_contestants import QUICK, Sizes
 from benchmarks.prior_goals import Overhead, training_verdicts
-from benchmarks.record import circumstances, hardware, rounded, write_json
+from benchmarks.record import circumstances, hardware, rounded
 from benchmarks.samplers import PEER_DTYPES, Stopwatch
 from benchmarks.trainers import LR, OURS, TRAINERS, Case
 from benchmarks.training_rows import Errors, Job, Row, measure
 from transformer.model import Prior
 from transformer.training import OptimConfig, PriorSystem, make_optimizer
+from whole_files import write_object
 
 CLIP = 1.0
 ROUNDS, STEPS = 5, 6  # of Lightning's and of the bare loop, in turn
@@ -207,7 +208,7 @@ def report(
     }
     result = rounded(result)
     if args.out is not None:
-        write_json(args.out, result)
+        write_object(args.out, result)
     print(json.dumps(result))
 
 

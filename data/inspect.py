@@ -41,7 +41,7 @@ from data.split import spread
 from data.survey import survey_captions, survey_codes, survey_pictures, survey_splits
 from data.text import TextTokenizer
 from grids import captioned_grid, save_png
-from whole_files import write_file
+from whole_files import write_object
 
 USUAL_MAX_REJECTED = 0.05
 TILE = 128  # pixels a side of a picture on the contact sheet
@@ -181,9 +181,7 @@ def _reported(report: Report) -> dict[str, Any]:
 
 def _write(out: Path, found: dict[str, Any], source: Source | CodesSource | None) -> None:
     """The report, and a contact sheet where there are pictures; each beside its place, then renamed."""
-    out.mkdir(parents=True, exist_ok=True)
-    # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
-    write_file(out / REPORT, json.dumps(found, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    write_object(out / REPORT, found)
     if source is not None and not isinstance(source, CodesSource):
         save_png(contact_sheet(source), out / SHEET)
 

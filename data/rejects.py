@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from whole_files import append_lines, write_file
+from whole_files import append_lines, write_object
 
 log = logging.getLogger(__name__)
 SHOWN = 5  # files that a message names; the report file names all
@@ -129,10 +129,7 @@ class Report:
         """
         if path.is_dir():
             raise ValueError(f"report {path} is a folder, expected a file to write")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file name that is not UTF-8 holds lone surrogates; escaped, they stay valid JSON.
-        content = json.dumps(self.record(), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        write_file(path, content)
+        write_object(path, self.record())
 
     def filtered_summary(self) -> str:
         """One paragraph for the log on what filters left out."""

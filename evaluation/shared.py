@@ -1,6 +1,5 @@
 """What all reports share: which samples are measured, the clock, the report's folder and file."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from jsonargparse import Namespace
 
 from data.settings import Loading
 from data.split import Keyed, split_by_key
-from whole_files import write_file
+from whole_files import write_object
 
 REPORT = "report.json"
 
@@ -67,9 +66,7 @@ def write_report(report: dict[str, Any], out: Path) -> None:
 
     NaN and inf, which JSON does not have, are written as null.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(_in_json(report), indent=1, allow_nan=False) + "\n"
-    write_file(out / REPORT, content.encode())
+    write_object(out / REPORT, _in_json(report))
 
 
 def _in_json(value: Any) -> Any:

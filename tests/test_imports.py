@@ -21,6 +21,7 @@ LIBRARY = (
     "grids",
     "model_files",
     "muon",
+    "precision",
     "guard",
     "previews",
     "batching",
@@ -57,7 +58,8 @@ MAY_IMPORT = {  # of ours, beside itself; "a.b" allows that part of a alone
     "whole_files": (),
     "data": ("grids", "locks", "whole_files"),  # grids: the contact sheet of data/inspect.py
     "model_files": ("whole_files",),
-    "muon": (),
+    "muon": ("precision",),
+    "precision": (),
     "guard": (),
     "vqvae": ("kernels.nearest", "whole_files", "model_files", "muon", "guard"),
     "transformer": ("kernels", "model_files", "muon", "guard"),

@@ -12,11 +12,11 @@ import torch
 import yaml
 from PIL import Image
 
-import cli
 import train
 from callbacks.run_config import REJECTS
 from config_files import CONFIGS
 from pipeline import TextToImage, fingerprint
+from precision import default_precision
 from run_cli import CHECKPOINT
 from tests.runs import (
     BUNDLE_FILES,
@@ -70,7 +70,7 @@ def test_sizes_that_others_fix_are_taken_from_them(prior_run):
 def test_the_saved_config_says_how_it_was_trained_and_repeats_it(tokenizer_run, tmp_path):
     saved = yaml.safe_load((tokenizer_run / "config.yaml").read_text())
     assert saved["trainer"]["max_steps"] == 4
-    assert saved["trainer"]["precision"] == cli.default_precision("cpu")
+    assert saved["trainer"]["precision"] == default_precision("cpu")
     assert saved["model"]["vae"]["quantizer"] == "vq"
     assert saved["ckpt_path"] is None
     train.train("tokenizer", ["fit", "--config", str(tokenizer_run / "config.yaml"), "--run", str(tmp_path / "again")])
@@ -103,7 +103,7 @@ def test_the_config_of_an_earlier_version_goes_on(tokenizer_run, tmp_path):
 
 def test_the_command_line_outdoes_the_config_and_its_precision_stays(tokenizer_run, tmp_path):
     config = ["--config", str(tokenizer_run / "config.yaml"), "--run", str(tmp_path / "run")]
-    (other,) = {"32-true", "bf16-mixed"} - {cli.default_precision("cpu")}
+    (other,) = {"32-true", "bf16-mixed"} - {default_precision("cpu")}
     train.train("tokenizer", ["fit", *config, "--trainer.max_steps=1", f"--trainer.precision={other}"])
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (saved["trainer"]["max_steps"], saved["trainer"]["precision"]) == (1, other)

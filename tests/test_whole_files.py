@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import whole_files
-from whole_files import write_file
+from whole_files import read_object, write_file, write_object
 
 
 def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(tmp_path, monkeypatch):
@@ -22,3 +22,11 @@ def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(tmp_path, 
     write_file(tmp_path / "file", b"content")
     assert done == [("synced", ".file"), ("renamed", "file"), ("synced", tmp_path.name[:5])]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_object_comes_back_as_it_was_and_is_valid_utf8(tmp_path):
+    content = {"größe": 1, "name": "caf\udce9.png", "list": [None, 2.5]}
+    write_object(tmp_path / "new" / "object.json", content)
+    assert read_object(tmp_path / "new" / "object.json") == content
+    text = (tmp_path / "new" / "object.json").read_bytes().decode("utf-8")
+    assert "größe" in text and text.endswith("}\n")  # for people's eyes

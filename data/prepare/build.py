@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.prepare.packages import Package, PrepareError, sha256_of
 from data.prepare.render import Unusable
 from data.prepare.splits import Pair
-from whole_files import write_file, written_beside
+from whole_files import write_object, written_beside
 
 TABLE, REPORT, RECIPE, PAIRS = "captions.csv", "report.json", "recipe.json", "held_out_pairs.csv"
 COLUMNS = ("file_name", "text", "split", "style", "concept", "licence", "source")
@@ -120,7 +120,7 @@ def build(collection: Collection, settings: BuildSettings) -> dict[str, Any]:
         "renderer": collection.renderer,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_json(settings.out / REPORT, report)
+    write_object(settings.out / REPORT, report)
     return report
 
 
@@ -165,7 +165,7 @@ def begin(out: Path, size: int, packages: Iterable[Package], renderer: str) -> N
         if not same or not found["packages"].items() <= now["packages"].items():
             raise PrepareError(f"{path}: begun with {found}, but now asked for is {now}; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    write_object(path, now)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -241,8 +241,3 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Indented JSON in UTF-8, written beside and renamed."""
-    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
