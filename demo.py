@@ -66,6 +66,7 @@ TOLD = {"colour": "colour", "shape": "shape", "size": "size", "relation": "relat
 TOKENIZER_STEPS, TOKENIZER_END = 2400, 160
 PRIOR_STEPS, PRIOR_END = 2900, 490
 VALIDATIONS = 4  # in each training
+TRIALS = (10, 60)  # updates of the short trainings that tell how long one takes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -212,15 +213,15 @@ def train_once(kind: str, run: Path, args: Sequence[str], most: int, end: float)
 
 def affordable_steps(kind: str, args: Sequence[str], most: int, seconds: float) -> int:
     """How many updates fit into the time: two short trials, whose difference leaves out what starting costs."""
-    start, took, trials = time.perf_counter(), [], (10, 60)
-    for steps in trials:
+    start, took = time.perf_counter(), []
+    for steps in TRIALS:
         shutil.rmtree(TRIAL, ignore_errors=True)
         before = time.perf_counter()
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             train(kind, [*arguments(args, TRIAL, steps), "--trainer.limit_val_batches", "0"])
         took.append(time.perf_counter() - before)
     shutil.rmtree(TRIAL)
-    a_step = max(took[1] - took[0], 1e-3) / (trials[1] - trials[0])
+    a_step = max(took[1] - took[0], 1e-3) / (TRIALS[1] - TRIALS[0])
     left = seconds - (time.perf_counter() - start)
     steps = min(most, max(most // 3, int(left / a_step))) // VALIDATIONS * VALIDATIONS
     print(f"{steps} updates, {1000 * a_step:.0f} ms each: about {steps * a_step / 60:.1f} minutes", flush=True)

@@ -18,7 +18,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "DRAWINGS", replace(demo.DRAWINGS, size=24, count=150))
     for name, seed, held_out in (("FRESH", 1, "exclude"), ("HELD_OUT", 2, "only")):
         monkeypatch.setattr(demo, name, replace(demo.DRAWINGS, seed=seed, count=4, held_out=held_out))
-    for name, value in {"JUDGED": 4, "SHOWN": 4, "TOKENIZER_STEPS": 4, "PRIOR_STEPS": 4}.items():
+    for name, value in {"JUDGED": 4, "SHOWN": 4, "TOKENIZER_STEPS": 4, "PRIOR_STEPS": 4, "TRIALS": (1, 3)}.items():
         monkeypatch.setattr(demo, name, value)
     return tmp_path
 
