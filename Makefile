@@ -8,7 +8,7 @@ BIN := .venv/bin
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/installed ## train a tokenizer and a prior on drawings, sample pictures: at most 10 minutes, result in runs/demo
+demo: .venv/installed ## train a tokenizer and a prior on drawings, sample pictures: about 10 minutes, result in runs/demo
 	@$(BIN)/python demo.py
 
 test: .venv/dev ## lint, then every test that needs no GPU
