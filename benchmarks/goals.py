@@ -128,9 +128,8 @@ def verdicts(rows: Sequence[Row], memory: Sequence[Memory], device: str, hardwar
 
 def _ratios(row: Row, goals: dict[tuple[str, tuple[str, ...], str], tuple[float, ...]]) -> Iterator[Verdict]:
     for (kind, passes, group), at_grids in goals.items():
-        goal = dict(zip(GRIDS, at_grids, strict=False)).get(
-            row.grid
-        )  # not strict: CPUs' goals end with the first grids
+        # CPUs' goals end with the first grids.
+        goal = dict(zip(GRIDS[: len(at_grids)], at_grids, strict=True)).get(row.grid)
         if goal is not None and row.kind == kind and row.pass_ in passes:
             yield Verdict(what=f"{row.label}, times {GROUPS[group]}", goal=goal, found=row.ratio(group))
 
